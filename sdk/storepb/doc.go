@@ -19,8 +19,8 @@
 //
 // Encode with [Codec], or with MarshalVTStrict; the latter writes fields in the
 // order of their numbers. Fields that Thanos sends even when they are empty are
-// pointers here and left out when nil: call [Normalize] before sending a
-// message of rules, targets, exemplars, status, info or hints.
+// pointers here and left out when nil: call the Normalize method of the message
+// before sending rules, targets, exemplars, statistics, info or hints.
 package storepb
 
 //go:generate go run ./internal/protogen
