@@ -1,0 +1,521 @@
+// Copyright The Promweave Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/go-viper/mapstructure/v2"
+	"github.com/knadh/koanf/providers/confmap"
+	"github.com/knadh/koanf/v2"
+	"gopkg.in/yaml.v3"
+)
+
+// maxFileSize keeps a wrong file name from filling the memory.
+const maxFileSize = 4 << 20
+
+// yamlLine takes the line out of an error of the YAML parser.
+var yamlLine = regexp.MustCompile(`^line (\d+): (.*)$`)
+
+// Problem is one thing that is wrong.
+type Problem struct {
+	// Source is "file:line", "environment NAME" or "flag --name".
+	Source string
+	Key    string
+	Text   string
+
+	line int
+}
+
+// String is one line.
+func (p Problem) String() string {
+	out := p.Text
+	if p.Key != "" {
+		out = p.Key + ": " + out
+	}
+	if p.Source != "" {
+		out = p.Source + ": " + out
+	}
+	return out
+}
+
+// Error is all that is wrong with a configuration.
+type Error struct{ Problems []Problem }
+
+// Error has a line for each problem.
+func (e *Error) Error() string {
+	lines := make([]string, len(e.Problems))
+	for i, p := range e.Problems {
+		lines[i] = p.String()
+	}
+	return strings.Join(lines, "\n")
+}
+
+// Load reads the file (none if path is ""), then env in the form of os.Environ,
+// then flags by name of key, each overriding what came before. Relative paths in
+// the file start from its directory, all others from the working directory. The
+// error is an *Error, or one of reading the file.
+func Load(path string, env []string, flags map[string]string) (Config, error) {
+	var data []byte
+	if path != "" {
+		var err error
+		if data, err = readFile(path); err != nil {
+			return Config{}, err
+		}
+	}
+	return parse(path, data, env, flags)
+}
+
+func readFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("configuration file: %w", err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxFileSize+1))
+	if err != nil {
+		return nil, fmt.Errorf("configuration file %s: %w", path, err)
+	}
+	if len(data) > maxFileSize {
+		return nil, fmt.Errorf("configuration file %s is larger than %s: is this the right file?", path, Size(maxFileSize))
+	}
+	return data, nil
+}
+
+// parse is Load for a file that has been read.
+func parse(path string, data []byte, env []string, flags map[string]string) (Config, error) {
+	l := &loader{file: path, source: map[string]Problem{}, k: koanf.New(".")}
+	l.loadFile(data)
+	l.loadEnv(env)
+	l.loadFlags(flags)
+	// What a value means is checked only when every value could be read: a
+	// problem that follows from another one helps nobody.
+	if len(l.problems) > 0 {
+		return Config{}, l.err()
+	}
+	c := base()
+	l.decode(&c)
+	if len(l.problems) == 0 {
+		if !l.k.Exists("backends") {
+			c.embed()
+		}
+		validate(&c, func(key, format string, args ...any) {
+			l.add(l.at(key), key, format, args...)
+		})
+	}
+	return c, l.err()
+}
+
+// loader collects the layers, where each key came from, and what is wrong.
+type loader struct {
+	file     string
+	source   map[string]Problem // by key, with indexes: only Source and line are used
+	k        *koanf.Koanf
+	problems []Problem
+}
+
+func (l *loader) err() error {
+	if len(l.problems) == 0 {
+		return nil
+	}
+	slices.SortStableFunc(l.problems, func(a, b Problem) int { return a.line - b.line })
+	return &Error{Problems: l.problems}
+}
+
+func (l *loader) add(at Problem, key, format string, args ...any) {
+	at.Key, at.Text = key, fmt.Sprintf(format, args...)
+	l.problems = append(l.problems, at)
+}
+
+// at is where a key, or the nearest section around it, was written.
+func (l *loader) at(key string) Problem {
+	for {
+		if p, ok := l.source[key]; ok {
+			return p
+		}
+		i := strings.LastIndexAny(key, ".[")
+		if i < 0 {
+			return Problem{Source: l.file}
+		}
+		key = key[:i]
+	}
+}
+
+func (l *loader) line(n *yaml.Node) Problem {
+	return Problem{Source: fmt.Sprintf("%s:%d", l.file, n.Line), line: n.Line}
+}
+
+func (l *loader) load(m map[string]any) {
+	if err := l.k.Load(confmap.Provider(m, ""), nil); err != nil {
+		l.add(Problem{}, "", "%v", err)
+	}
+}
+
+func (l *loader) loadFile(data []byte) {
+	dec := yaml.NewDecoder(bytes.NewReader(data))
+	var doc yaml.Node
+	if err := dec.Decode(&doc); err != nil {
+		if !errors.Is(err, io.EOF) { // an empty file is an empty configuration
+			at, text := Problem{Source: l.file}, strings.TrimPrefix(err.Error(), "yaml: ")
+			if m := yamlLine.FindStringSubmatch(text); m != nil {
+				at.Source, text = l.file+":"+m[1], m[2]
+			}
+			l.add(at, "", "not YAML: %s", text)
+		}
+		return
+	}
+	var more yaml.Node
+	if err := dec.Decode(&more); err == nil {
+		l.add(l.line(&more), "", "a second YAML document: one file holds one configuration")
+		return
+	}
+	if v, ok := l.section(doc.Content[0], reflect.TypeFor[Config](), "", "", ""); ok {
+		l.load(v)
+	}
+}
+
+// section checks a mapping of known keys and returns it in plain form. schemaPath
+// is path without indexes.
+func (l *loader) section(n *yaml.Node, t reflect.Type, path, schemaPath, kind string) (map[string]any, bool) {
+	n = deref(n)
+	if isNull(n) {
+		return map[string]any{}, true
+	}
+	if n.Kind != yaml.MappingNode {
+		l.add(l.line(n), path, "want keys with values (%s), found %s", strings.Join(fieldNames(t), ", "), describe(n))
+		return nil, false
+	}
+	if t == reflect.TypeFor[Backend]() {
+		if kind = scalarOf(n, "kind"); !l.knownKind(n, path, kind) {
+			kind = ""
+		}
+	}
+	out, seen := map[string]any{}, map[string]int{}
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		key, val := n.Content[i], n.Content[i+1]
+		name := key.Value
+		full, schema := join(path, name), join(schemaPath, name)
+		if first, dup := seen[name]; dup {
+			l.add(l.line(key), full, "written twice, first in line %d", first)
+			continue
+		}
+		seen[name] = key.Line
+		if what, ok := notYet[schema]; ok {
+			l.add(l.line(key), full, "%s: not available yet in this release; remove the key", what)
+			continue
+		}
+		if text, ok := elsewhere[schema]; ok {
+			l.add(l.line(key), full, "%s", text)
+			continue
+		}
+		f, ok := field(t, name, kind)
+		if !ok {
+			if schema == "backends[].config" { // the kind is wrong, which has been said
+				continue
+			}
+			l.add(l.line(key), full, "unknown key%s", didYouMean(name, fieldNames(t)))
+			continue
+		}
+		l.source[full] = l.line(key)
+		if isNull(deref(val)) {
+			continue // as if the key were not there
+		}
+		if v, ok := l.value(val, f, full, schema, kind); ok {
+			out[name] = v
+		}
+	}
+	return out, true
+}
+
+func (l *loader) knownKind(n *yaml.Node, path, kind string) bool {
+	known := []string{KindTSDB, KindStoreAPI, KindPrometheus}
+	at := l.line(n)
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		switch n.Content[i].Value {
+		case "kind":
+			at = l.line(n.Content[i])
+		case "plugin":
+			if kind == "" {
+				return false // reported as not available
+			}
+		}
+	}
+	switch {
+	case slices.Contains(known, kind):
+		return true
+	case kind == "":
+		l.add(at, join(path, "kind"), "missing: say what the backend is, one of %s", strings.Join(known, ", "))
+	case slices.Contains(kindsNotYet, kind):
+		l.add(at, join(path, "kind"), "backends of kind %q are not available yet in this release; available are %s", kind, strings.Join(known, ", "))
+	default:
+		l.add(at, join(path, "kind"), "unknown kind %q%s; available are %s", kind, didYouMean(kind, known), strings.Join(known, ", "))
+	}
+	return false
+}
+
+func (l *loader) value(n *yaml.Node, f reflect.StructField, path, schemaPath, kind string) (any, bool) {
+	n = deref(n)
+	t := f.Type
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	switch {
+	case isSection(t):
+		return l.section(n, t, path, schemaPath, kind)
+	case t.Kind() == reflect.Slice:
+		return l.list(n, t.Elem(), f, path, schemaPath)
+	case t.Kind() == reflect.Map:
+		return l.labels(n, path)
+	case n.Kind != yaml.ScalarNode:
+		l.add(l.line(n), path, "want a single value (%s), found %s", typeName(t), describe(n))
+		return nil, false
+	}
+	return l.scalar(n, t, f, path)
+}
+
+func (l *loader) scalar(n *yaml.Node, t reflect.Type, f reflect.StructField, path string) (any, bool) {
+	_, err := parseScalar(t, n.Value)
+	// YAML would read a quoted "5" as text and we would not mind; but text for
+	// which it found another meaning, as yes or 0x10 for a name, was not meant so.
+	if err == nil && t.Kind() == reflect.String && n.Style == 0 && n.Tag != "!!str" && n.Tag != "!!int" && n.Tag != "!!float" && n.Tag != "!!timestamp" {
+		err = fmt.Errorf("%s is no text in YAML: put it in quotes", n.Value)
+	}
+	if err != nil {
+		l.add(l.line(n), path, "%v", err)
+		return nil, false
+	}
+	if f.Tag.Get("path") != "" {
+		return l.fromFile(n.Value), true
+	}
+	return n.Value, true
+}
+
+// fromFile is a path as written in the file, seen from the working directory.
+func (l *loader) fromFile(p string) string {
+	if p == "" || filepath.IsAbs(p) {
+		return p
+	}
+	return filepath.Join(filepath.Dir(l.file), p)
+}
+
+func (l *loader) list(n *yaml.Node, elem reflect.Type, f reflect.StructField, path, schemaPath string) (any, bool) {
+	if n.Kind != yaml.SequenceNode {
+		l.add(l.line(n), path, "want a list, found %s", describe(n))
+		return nil, false
+	}
+	out, good := make([]any, 0, len(n.Content)), true
+	for i, item := range n.Content {
+		at := fmt.Sprintf("%s[%d]", path, i)
+		item = deref(item)
+		l.source[at] = l.line(item)
+		var v any
+		var ok bool
+		switch {
+		case isSection(elem):
+			v, ok = l.section(item, elem, at, schemaPath+"[]", "")
+		case item.Kind != yaml.ScalarNode || isNull(item):
+			l.add(l.line(item), at, "want a single value (%s), found %s", typeName(elem), describe(item))
+		default:
+			v, ok = l.scalar(item, elem, f, at)
+		}
+		if good = good && ok; ok {
+			out = append(out, v)
+		}
+	}
+	return out, good
+}
+
+func (l *loader) labels(n *yaml.Node, path string) (any, bool) {
+	if n.Kind != yaml.MappingNode {
+		l.add(l.line(n), path, "want labels with values, found %s", describe(n))
+		return nil, false
+	}
+	out, good := map[string]any{}, true
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		key, val := n.Content[i], deref(n.Content[i+1])
+		at := join(path, key.Value)
+		l.source[at] = l.line(key)
+		if val.Kind != yaml.ScalarNode || isNull(val) {
+			l.add(l.line(key), at, "want a text, found %s", describe(val))
+			good = false
+			continue
+		}
+		if _, dup := out[key.Value]; dup {
+			l.add(l.line(key), at, "written twice")
+			good = false
+			continue
+		}
+		out[key.Value] = val.Value
+	}
+	return out, good
+}
+
+func (l *loader) loadEnv(env []string) {
+	keys, names := map[string]Key{}, []string{}
+	for _, k := range Keys() {
+		if k.Settable {
+			keys[k.Env()] = k
+			names = append(names, strings.ToLower(k.Env()))
+		}
+	}
+	for _, kv := range slices.Sorted(slices.Values(env)) {
+		name, val, _ := strings.Cut(kv, "=")
+		if !strings.HasPrefix(name, envPrefix) || otherEnv[name] {
+			continue
+		}
+		at := Problem{Source: "environment " + name}
+		k, ok := keys[name]
+		switch {
+		case ok:
+			l.set(at, k, val)
+		case serviceEnv.MatchString(name):
+		default:
+			hint := strings.ToUpper(suggest(strings.ToLower(name), names))
+			if hint != "" {
+				hint = ": did you mean " + hint + "?"
+			}
+			l.add(at, "", "sets no known key%s", hint)
+		}
+	}
+}
+
+func (l *loader) loadFlags(flags map[string]string) {
+	keys := map[string]Key{}
+	for _, k := range Keys() {
+		if k.Settable {
+			keys[k.Name] = k
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(flags)) {
+		at := Problem{Source: "flag --" + name}
+		if k, ok := keys[name]; ok {
+			l.set(at, k, flags[name])
+		} else {
+			l.add(at, "", "sets no known key%s", didYouMean(name, slices.Collect(maps.Keys(keys))))
+		}
+	}
+}
+
+// set overrides one key.
+func (l *loader) set(at Problem, k Key, val string) {
+	v, err := parseScalar(k.typ, val)
+	if err != nil {
+		l.add(at, k.Name, "%v", err)
+		return
+	}
+	l.source[k.Name] = at
+	if list, ok := v.([]string); ok {
+		_ = l.k.Set(k.Name, list)
+		return
+	}
+	_ = l.k.Set(k.Name, val)
+}
+
+// decode fills c from the merged layers. Values were checked when they were
+// read, so that an error here is a fault of this package.
+func (l *loader) decode(c *Config) {
+	raw := l.k.Raw()
+	list, _ := raw["backends"].([]any)
+	delete(raw, "backends")
+	l.into(raw, c)
+	for i, item := range list {
+		m, _ := item.(map[string]any)
+		kind, _ := m["kind"].(string)
+		conf, _ := m["config"].(map[string]any)
+		delete(m, "config")
+		var b Backend
+		l.into(m, &b)
+		switch kind {
+		case KindTSDB:
+			b.TSDB = &TSDB{}
+			l.into(conf, b.TSDB)
+		case KindStoreAPI:
+			b.StoreAPI = &StoreAPI{Compression: "none"}
+			l.into(conf, b.StoreAPI)
+		case KindPrometheus:
+			b.Prometheus = &Prometheus{ReadMode: "auto"}
+			l.into(conf, b.Prometheus)
+		default:
+			l.add(l.at(fmt.Sprintf("backends[%d]", i)), "", "unknown kind %q", kind)
+		}
+		c.Backends = append(c.Backends, b)
+	}
+}
+
+func (l *loader) into(m map[string]any, out any) {
+	k := koanf.New("\x00") // names of labels may hold any other delimiter
+	err := k.Load(confmap.Provider(m, ""), nil)
+	if err == nil {
+		err = k.UnmarshalWithConf("", out, koanf.UnmarshalConf{DecoderConfig: &mapstructure.DecoderConfig{
+			Result:     out,
+			TagName:    "koanf",
+			ZeroFields: true,
+			DecodeHook: func(from, to reflect.Type, data any) (any, error) {
+				if s, ok := data.(string); ok && to.Kind() != reflect.Interface && from != to {
+					return parseScalar(to, s)
+				}
+				return data, nil
+			},
+		}})
+	}
+	if err != nil {
+		l.add(Problem{Source: l.file}, "", "%v", err)
+	}
+}
+
+func join(path, name string) string {
+	if path == "" {
+		return name
+	}
+	return path + "." + name
+}
+
+func didYouMean(s string, words []string) string {
+	if w := suggest(s, words); w != "" {
+		return fmt.Sprintf(": did you mean %q?", w)
+	}
+	return fmt.Sprintf("; known here: %s", strings.Join(slices.Sorted(slices.Values(words)), ", "))
+}
+
+func deref(n *yaml.Node) *yaml.Node {
+	for n.Kind == yaml.AliasNode {
+		n = n.Alias
+	}
+	return n
+}
+
+func isNull(n *yaml.Node) bool { return n.Kind == yaml.ScalarNode && n.Tag == "!!null" }
+
+func describe(n *yaml.Node) string {
+	switch {
+	case isNull(n):
+		return "nothing"
+	case n.Kind == yaml.MappingNode:
+		return "keys with values"
+	case n.Kind == yaml.SequenceNode:
+		return "a list"
+	default:
+		return fmt.Sprintf("%q", n.Value)
+	}
+}
+
+// scalarOf is the text of one key of a mapping.
+func scalarOf(n *yaml.Node, name string) string {
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		if v := deref(n.Content[i+1]); n.Content[i].Value == name && v.Kind == yaml.ScalarNode && !isNull(v) {
+			return v.Value
+		}
+	}
+	return ""
+}
