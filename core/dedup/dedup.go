@@ -2,6 +2,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package dedup makes one series out of the replicas of a series.
+//
+// Penalty and Chain choose as the Thanos querier does (pkg/dedup there), sample for
+// sample; they differ in doing less work for it. Histograms are chosen by their
+// timestamps only, like floats, and where a histogram follows one of another
+// replica its hint about counter resets is taken back.
 package dedup
 
 import (
@@ -50,7 +55,8 @@ func Counter(fn string) bool {
 type Effect struct {
 	// Switches is how often the source of samples changed from one replica to another.
 	Switches int
-	// Samples is how many samples were taken of each replica, by its index.
+	// Samples is how many samples were taken of each replica, by its index. A series
+	// with a single replica, which passes as it is, is not in it.
 	Samples []int
 }
 
@@ -71,9 +77,18 @@ func New(a Algorithm, counter bool, replicas []chunkenc.Iterator, opts ...Option
 	for _, opt := range opts {
 		opt(&o)
 	}
-	_, _ = a, counter
-	if len(replicas) == 0 {
-		return chunkenc.NewNopIterator()
+	if o.effect != nil {
+		for len(o.effect.Samples) < len(replicas) {
+			o.effect.Samples = append(o.effect.Samples, 0)
+		}
 	}
-	return replicas[0]
+	switch {
+	case len(replicas) == 0:
+		return chunkenc.NewNopIterator()
+	case len(replicas) == 1:
+		return replicas[0]
+	case a == Chain:
+		return newChain(replicas, o.effect)
+	}
+	return newPenalty(replicas, counter, o.effect)
 }
