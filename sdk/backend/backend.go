@@ -24,7 +24,7 @@ import (
 //
 // # Rules for every call
 //
-//	B-1  A Backend MUST be safe for concurrent use.
+//	B-1  A Backend MUST be safe for concurrent use, and comparable (a pointer).
 //	B-2  A call MUST return promptly (well under a second) after its context is
 //	     done, with an error that wraps context.Cause or ctx.Err(), and MUST leave
 //	     no goroutine, file or connection of its own behind.

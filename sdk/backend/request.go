@@ -139,6 +139,9 @@ type Capabilities struct {
 	NativeHistograms bool
 	// StaleMarkers: stale markers are kept bit for bit.
 	StaleMarkers bool
+	// Completeness: whatever is missing is said with a Notice (rule B-7).
+	// Unclaimed: silence counts as complete, on the peer's word, and is marked so.
+	Completeness bool
 
 	// Which of the optional interfaces answer. They are here too, because a
 	// remote peer says it at run time and a Go type cannot.

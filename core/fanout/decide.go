@@ -1,0 +1,114 @@
+// Copyright The Promweave Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package fanout
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/prometheus/prometheus/model/labels"
+
+	"github.com/promweave/promweave/core/membership"
+	"github.com/promweave/promweave/core/report"
+)
+
+// Question is what decides whether a backend has to be asked.
+type Question struct {
+	MinTime, MaxTime int64
+	Matchers         []*labels.Matcher
+	// StoreMatch: see query.Options.
+	StoreMatch [][]*labels.Matcher
+}
+
+// Decide says whether a member is to be asked. State is RowWouldAsk if so,
+// RowPruned if it rightly is not, and RowSkipped if it should be but cannot be.
+// Whether it could hold data is judged before whether it can be reached: a store
+// that is down, but has nothing to say, makes no answer partial.
+func Decide(m *membership.Member, q Question) (report.RowState, report.Reason, string) {
+	if !storeMatches(m, q.StoreMatch) {
+		return report.RowPruned, report.ReasonStoreMatch, "no storeMatch[] selector holds on " + m.Address
+	}
+	if q.MaxTime < m.Info.MinTime || q.MinTime > m.Info.MaxTime {
+		return report.RowPruned, report.ReasonTimeRange, fmt.Sprintf("asked for %s to %s, it has %s to %s",
+			formatTime(q.MinTime), formatTime(q.MaxTime), formatTime(m.Info.MinTime), formatTime(m.Info.MaxTime))
+	}
+	if bad := contradiction(m.Info.LabelSets, q.Matchers); bad != nil {
+		return report.RowPruned, report.ReasonExternalLabels, fmt.Sprintf("%s matches none of its %d external label sets", bad, len(m.Info.LabelSets))
+	}
+	switch {
+	case m.Gone != "":
+		return report.RowSkipped, report.ReasonGone, m.Gone
+	case !m.Healthy && m.LastError == "" && !m.Known:
+		// Not looked at yet: asking is the best there is.
+		return report.RowWouldAsk, "", ""
+	case !m.Healthy:
+		return report.RowSkipped, report.ReasonUnhealthy, m.LastError
+	}
+	return report.RowWouldAsk, "", ""
+}
+
+func formatTime(ms int64) string {
+	const farthest = 253402300799999 // end of year 9999
+	switch {
+	case ms < -62135596800000:
+		return "the beginning"
+	case ms > farthest:
+		return "the end"
+	}
+	return time.UnixMilli(ms).UTC().Format("2006-01-02T15:04:05.000Z")
+}
+
+// contradiction returns nil if one of the sets contradicts no matcher, or if
+// there are none; otherwise a matcher that fails on the set which came closest.
+// A matcher on a name that a set lacks is neutral: series may have that label.
+func contradiction(sets []labels.Labels, ms []*labels.Matcher) *labels.Matcher {
+	var worst *labels.Matcher
+	best := -1
+	for _, set := range sets {
+		i := firstContradiction(set, ms)
+		if i < 0 {
+			return nil
+		}
+		if i > best {
+			best, worst = i, ms[i]
+		}
+	}
+	return worst
+}
+
+func firstContradiction(set labels.Labels, ms []*labels.Matcher) int {
+	for i, m := range ms {
+		if v := set.Get(m.Name); v != "" && !m.Matches(v) {
+			return i
+		}
+	}
+	return -1
+}
+
+func storeMatches(m *membership.Member, selectors [][]*labels.Matcher) bool {
+	if len(selectors) == 0 {
+		return true
+	}
+next:
+	for _, sel := range selectors {
+		for _, x := range sel {
+			var v string
+			switch x.Name {
+			case "__address__":
+				v = m.Address
+			case labels.MetricName:
+				v = m.Name
+			case "__kind__":
+				v = m.Kind
+			default:
+				continue // as in Thanos: other names are ignored
+			}
+			if !x.Matches(v) {
+				continue next
+			}
+		}
+		return true
+	}
+	return false
+}

@@ -1,0 +1,309 @@
+// Copyright The Promweave Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package fanout
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"fmt"
+	"iter"
+	"slices"
+	"time"
+
+	"github.com/prometheus/prometheus/model/labels"
+
+	"github.com/promweave/promweave/core/report"
+	"github.com/promweave/promweave/sdk/backend"
+	"github.com/promweave/promweave/sdk/backend/shaping"
+)
+
+// adapt returns the request for one backend, and what has to be done to its
+// answer because the backend does not claim to do it.
+func (s *Session) adapt(a *ask, req *backend.SeriesRequest) (*backend.SeriesRequest, func(iter.Seq2[*backend.Batch, error]) iter.Seq2[*backend.Batch, error]) {
+	caps := a.m.Info.Capabilities
+	sent := *shaping.Reduce(caps, req)
+	sent.MinTime, sent.MaxTime = max(req.MinTime, a.m.AskMin), min(req.MaxTime, a.m.AskMax)
+	sent.PartialAllowed = s.Partial && !a.m.Required
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	row := a.row
+	for _, m := range sent.Matchers {
+		row.MatchersSent = append(row.MatchersSent, m.String())
+	}
+	if req.Shard != nil && !caps.Sharding {
+		row.Compensated = append(row.Compensated, "shard")
+	}
+	if len(req.WithoutReplicaLabels) > 0 && !caps.WithoutReplicaLabels {
+		row.Compensated = append(row.Compensated, "without_replica_labels")
+	}
+	if req.Limit > 0 && !caps.SeriesLimit {
+		row.Compensated = append(row.Compensated, "limit")
+	}
+	return &sent, func(seq iter.Seq2[*backend.Batch, error]) iter.Seq2[*backend.Batch, error] {
+		return shaping.Compensate(caps, req, seq)
+	}
+}
+
+// streamDepth is how many batches of a backend may wait to be merged.
+const streamDepth = 2
+
+// source is one backend's stream while it is merged.
+type source struct {
+	a      *ask
+	ctx    context.Context
+	stop   context.CancelFunc
+	ch     chan *backend.Batch
+	end    chan error
+	ended  bool
+	result error
+
+	batch *backend.Batch
+	i     int
+	cur   backend.Series
+}
+
+// Stream asks all backends that may have series for req and merges what they
+// send without gathering it: at most a few batches of each are held at a time.
+// The sequence keeps the rules of backend.Backend.Series, replica labels included,
+// and tells with notices what is missing.
+func (s *Session) Stream(ctx context.Context, req *backend.SeriesRequest, sel *report.Select) iter.Seq2[*backend.Batch, error] {
+	seq := func(yield func(*backend.Batch, error) bool) {
+		all, err := s.plan(Question{MinTime: req.MinTime, MaxTime: req.MaxTime, Matchers: req.Matchers}, sel)
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		if req.MinTime <= req.MaxTime {
+			if !s.merge(ctx, req, toAsk(all), yield) {
+				return
+			}
+		}
+		if c := s.Completeness(); c.State != report.Complete {
+			b := backend.NewBatch(0)
+			for _, w := range c.Warnings() {
+				b.Notify(backend.Notice{Kind: backend.NoticeMissing, Text: w})
+			}
+			yield(b, nil)
+		}
+	}
+	if req.Limit > 0 {
+		return shaping.Limit(seq, req.Limit)
+	}
+	return seq
+}
+
+// merge returns false if the consumer is done or the request failed.
+func (s *Session) merge(ctx context.Context, req *backend.SeriesRequest, asks []*ask, yield func(*backend.Batch, error) bool) bool {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var live []*source
+	for _, a := range asks {
+		src := &source{a: a, ch: make(chan *backend.Batch, streamDepth), end: make(chan error, 1)}
+		src.ctx, src.stop = a.begin(ctx)
+		go s.pump(src, req)
+		live = append(live, src)
+	}
+	defer func() {
+		// Whatever way out: nobody is left behind, but for a backend that hangs.
+		cancel(nil)
+		for _, src := range live {
+			src.await()
+			src.stop()
+		}
+	}()
+	drop := func(i int) error {
+		src := live[i]
+		err := src.a.finish(src.ctx, src.result)
+		src.stop()
+		live = slices.Delete(live, i, i+1)
+		return err
+	}
+	// advance moves a source to its next piece, and drops it at its end.
+	advance := func(i int) (kept bool, err error) {
+		if live[i].advance() {
+			return true, nil
+		}
+		return false, drop(i)
+	}
+	for i := 0; i < len(live); {
+		kept, err := advance(i)
+		if err != nil {
+			yield(nil, err)
+			return false
+		}
+		if kept {
+			i++
+		}
+	}
+	size := req.BatchSize
+	if size <= 0 {
+		size = 128
+	}
+	out := backend.NewBatch(size)
+	for len(live) > 0 {
+		// Backends that have anything for a query are few: looking at each head is
+		// cheaper than keeping a tree.
+		least := live[0].cur.Labels
+		for _, src := range live[1:] {
+			if labels.Compare(src.cur.Labels, least) < 0 {
+				least = src.cur.Labels
+			}
+		}
+		series := backend.Series{Labels: least}
+		from := 0
+		for i := 0; i < len(live); {
+			if !labels.Equal(live[i].cur.Labels, least) {
+				i++
+				continue
+			}
+			from++
+			kept := true
+			for kept && labels.Equal(live[i].cur.Labels, least) {
+				series.Chunks = append(series.Chunks, live[i].cur.Chunks...)
+				var err error
+				if kept, err = advance(i); err != nil {
+					yield(nil, err)
+					return false
+				}
+			}
+			if kept {
+				i++
+			}
+		}
+		if from > 1 {
+			series.Chunks = withoutDuplicates(series.Chunks)
+		}
+		out.Append(series)
+		if out.Len() >= size || out.Bytes() > 1<<20 {
+			if !yield(out, nil) {
+				return false
+			}
+			out = backend.NewBatch(size)
+		}
+	}
+	return out.Len() == 0 || yield(out, nil)
+}
+
+// pump runs a backend's sequence into the source's channel.
+func (s *Session) pump(src *source, req *backend.SeriesRequest) {
+	var err error
+	defer func() {
+		if p := recover(); p != nil {
+			err = backend.Errorf(backend.ErrInternal, "panic in Series: %v", p)
+		}
+		src.end <- err
+	}()
+	sent, compensate := s.adapt(src.a, req)
+	var chk checker
+	for b, e := range compensate(src.a.m.Backend.Series(src.ctx, sent)) {
+		if e != nil {
+			err = e
+			return
+		}
+		n, size := s.arrived(src.a, b)
+		if err = s.Limits.Add(b.Len(), n, size); err != nil {
+			return
+		}
+		for i := range b.Len() {
+			if err = chk.check(b.At(i)); err != nil {
+				return
+			}
+		}
+		if b.Len() == 0 {
+			continue
+		}
+		select {
+		case src.ch <- b:
+		case <-src.ctx.Done():
+			err = context.Cause(src.ctx)
+			return
+		}
+	}
+}
+
+// advance moves to the next piece; false is the end, with result set.
+func (src *source) advance() bool {
+	src.i++
+	for src.batch == nil || src.i >= src.batch.Len() {
+		if src.batch = src.receive(); src.batch == nil {
+			return false
+		}
+		src.i = 0
+	}
+	src.cur = src.batch.At(src.i)
+	return true
+}
+
+func (src *source) receive() *backend.Batch {
+	for {
+		select {
+		case b := <-src.ch:
+			return b
+		default:
+		}
+		if src.ended {
+			return nil
+		}
+		select {
+		case b := <-src.ch:
+			return b
+		case src.result = <-src.end:
+			src.ended = true
+		case <-src.ctx.Done():
+			src.await()
+		}
+	}
+}
+
+// await waits for the end of a source whose context is done.
+func (src *source) await() {
+	if src.ended {
+		return
+	}
+	t := time.NewTimer(hangGrace)
+	defer t.Stop()
+	for {
+		select {
+		case src.result = <-src.end:
+		case <-t.C:
+			src.result = fmt.Errorf("hangs: %w", context.Cause(src.ctx))
+		}
+		src.ended = true
+		return
+	}
+}
+
+// withoutDuplicates sorts chunks by time and drops those that several backends
+// hold alike, as a sidecar and the bucket it ships to do.
+func withoutDuplicates(cs []backend.Chunk) []backend.Chunk {
+	cs = slices.Clone(cs) // the backends' batches are read only
+	slices.SortFunc(cs, func(a, b backend.Chunk) int {
+		return cmp.Or(cmp.Compare(a.MinTime, b.MinTime), cmp.Compare(a.MaxTime, b.MaxTime), compareChunkData(&a, &b))
+	})
+	return slices.CompactFunc(cs, func(a, b backend.Chunk) bool {
+		return a.MinTime == b.MinTime && a.MaxTime == b.MaxTime && compareChunkData(&a, &b) == 0
+	})
+}
+
+func compareChunkData(a, b *backend.Chunk) int {
+	if c := compareEncoded(a.Raw, b.Raw); c != 0 || a.Aggregates == nil && b.Aggregates == nil {
+		return c
+	}
+	var none backend.AggregateChunks
+	x, y := a.Aggregates, b.Aggregates
+	if x == nil {
+		x = &none
+	}
+	if y == nil {
+		y = &none
+	}
+	return cmp.Or(compareEncoded(x.Count, y.Count), compareEncoded(x.Sum, y.Sum), compareEncoded(x.Min, y.Min),
+		compareEncoded(x.Max, y.Max), compareEncoded(x.Counter, y.Counter))
+}
+
+func compareEncoded(a, b backend.Encoded) int {
+	return cmp.Or(cmp.Compare(a.Encoding, b.Encoding), bytes.Compare(a.Data, b.Data))
+}

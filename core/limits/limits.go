@@ -1,0 +1,143 @@
+// Copyright The Promweave Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package limits bounds what one query, and all queries of the process together,
+// may take. Limits are charged while data arrive, before the next batch is asked
+// for, and a refusal says which limit it was, its value, and what to do.
+package limits
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"github.com/promweave/promweave/core/report"
+	"github.com/promweave/promweave/sdk/backend"
+)
+
+// Config holds the limits; 0 is no limit.
+type Config struct {
+	// Series, Samples and Bytes bound what one query may receive from backends:
+	// series as each backend sent them, samples in their chunks, and bytes of label
+	// sets and chunks.
+	Series, Samples, Bytes int64
+	// ProcessBytes bounds the bytes that all queries hold at a time.
+	ProcessBytes int64
+	// Concurrent bounds the queries that run at a time; others wait.
+	Concurrent int
+}
+
+// Exceeded is a refusal. It is of kind backend.ErrLimit.
+type Exceeded struct {
+	// Name is the limit's name in the configuration.
+	Name  string
+	Limit int64
+	// Used is what the query would have taken.
+	Used   int64
+	Advice string
+}
+
+// Error names the limit, its value and what to do.
+func (e *Exceeded) Error() string {
+	return fmt.Sprintf("limit %s exceeded: %d is more than %d; %s", e.Name, e.Used, e.Limit, e.Advice)
+}
+
+// Unwrap gives the kind.
+func (e *Exceeded) Unwrap() error { return backend.ErrLimit }
+
+// Process holds the limits of the process.
+type Process struct {
+	cfg   Config
+	bytes atomic.Int64
+	slots chan struct{}
+}
+
+// NewProcess returns limits for one process.
+func NewProcess(cfg Config) *Process {
+	p := &Process{cfg: cfg}
+	if cfg.Concurrent > 0 {
+		p.slots = make(chan struct{}, cfg.Concurrent)
+	}
+	return p
+}
+
+// Bytes is what all queries hold just now.
+func (p *Process) Bytes() int64 { return p.bytes.Load() }
+
+// Running is the number of queries that hold a slot; 0 without a limit.
+func (p *Process) Running() int { return len(p.slots) }
+
+// Begin waits for a slot and returns what charges one query. End must be called.
+func (p *Process) Begin(ctx context.Context) (*Query, error) {
+	if p.slots != nil {
+		select {
+		case p.slots <- struct{}{}:
+		default:
+			select {
+			case p.slots <- struct{}{}:
+			case <-ctx.Done():
+				return nil, fmt.Errorf("waited for one of %d slots (query.max_concurrent), all taken by other queries: %w; ask again later or raise the limit",
+					cap(p.slots), context.Cause(ctx))
+			}
+		}
+	}
+	return &Query{p: p, slot: p.slots != nil}, nil
+}
+
+// Query charges one query. It is safe for concurrent use.
+type Query struct {
+	p                      *Process
+	slot                   bool
+	ended                  atomic.Bool
+	series, samples, bytes atomic.Int64
+}
+
+var errEnded = errors.New("the query has ended")
+
+const narrow = "narrow the matchers or the time range, or raise it in the configuration"
+
+// Add charges what a batch holds.
+func (q *Query) Add(series, samples, bytes int) error {
+	if q.ended.Load() {
+		// A backend that hangs and comes back late must not be charged to anyone.
+		return errEnded
+	}
+	c := &q.p.cfg
+	n, s, b := q.series.Add(int64(series)), q.samples.Add(int64(samples)), q.bytes.Add(int64(bytes))
+	all := q.p.bytes.Add(int64(bytes))
+	switch {
+	case c.Series > 0 && n > c.Series:
+		return &Exceeded{"query.limits.series", c.Series, n, narrow}
+	case c.Samples > 0 && s > c.Samples:
+		return &Exceeded{"query.limits.samples", c.Samples, s, narrow}
+	case c.Bytes > 0 && b > c.Bytes:
+		return &Exceeded{"query.limits.bytes", c.Bytes, b, narrow}
+	case c.ProcessBytes > 0 && all > c.ProcessBytes:
+		return &Exceeded{"query.limits.process_bytes", c.ProcessBytes, all,
+			"other queries hold the rest: ask again later, " + narrow}
+	}
+	return nil
+}
+
+// End gives everything back. It may be called more than once.
+func (q *Query) End() {
+	if q.ended.Swap(true) {
+		return
+	}
+	q.p.bytes.Add(-q.bytes.Load())
+	if q.slot {
+		<-q.p.slots
+	}
+}
+
+// Use tells how much of each limit was taken.
+func (q *Query) Use() []report.LimitUse {
+	c := &q.p.cfg
+	return []report.LimitUse{
+		{Name: "series", Used: q.series.Load(), Limit: c.Series},
+		{Name: "samples", Used: q.samples.Load(), Limit: c.Samples},
+		{Name: "bytes", Used: q.bytes.Load(), Limit: c.Bytes},
+		{Name: "process_bytes", Used: q.p.bytes.Load(), Limit: c.ProcessBytes},
+	}
+}

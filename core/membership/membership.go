@@ -1,0 +1,413 @@
+// Copyright The Promweave Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package membership keeps the set of backends that a query is expected to ask,
+// apart from those that can be reached just now. It asks each for its Info every
+// few seconds; a backend that fails, or that discovery cannot find any more, stays
+// in the set, so that a query knows that its share is missing.
+package membership
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/promweave/promweave/sdk/backend"
+)
+
+// Spec is what the configuration says of a backend beside what only the backend
+// itself understands.
+type Spec struct {
+	Name, Kind string
+	// Required: an answer without it is an error.
+	Required bool
+	// Timeout bounds each call to it; 0 leaves it to the request.
+	Timeout time.Duration
+	// Window is what may be asked of it.
+	Window Window
+}
+
+// Window bounds in time what a backend may be asked for.
+type Window struct{ Min, Max Bound }
+
+// Bound is a point in time; its zero value is no bound.
+type Bound struct {
+	Set bool
+	// At is in ms since the epoch, or if Relative in ms to be added to now.
+	At       int64
+	Relative bool
+}
+
+func (b Bound) resolve(now time.Time, none int64) int64 {
+	switch {
+	case !b.Set:
+		return none
+	case b.Relative:
+		return now.UnixMilli() + b.At
+	default:
+		return b.At
+	}
+}
+
+// Range gives the window at a time, both bounds inclusive, in ms.
+func (w Window) Range(now time.Time) (minTime, maxTime int64) {
+	return w.Min.resolve(now, math.MinInt64), w.Max.resolve(now, math.MaxInt64)
+}
+
+// Entry is a configured backend. A backend.Group stands for its members.
+type Entry struct {
+	Spec
+	Backend backend.Backend
+}
+
+// Member is one expected store as it was at one moment; it does not change.
+type Member struct {
+	Status
+	// Timeout bounds each call to it; 0 leaves it to the request.
+	Timeout time.Duration
+	// AskMin and AskMax are the configured window, to which requests are cut.
+	AskMin, AskMax int64
+	Backend        backend.Backend
+}
+
+// Options of a Set; zero values mean the defaults in brackets.
+type Options struct {
+	// Interval between two rounds of Info [5s].
+	Interval time.Duration
+	// Timeout of one Info [5s]; the contract gives a backend no more (rule I-1).
+	Timeout time.Duration
+	Logger  *slog.Logger
+}
+
+// Set is the set of expected backends. It is safe for concurrent use.
+type Set struct {
+	opts Options
+	// round serialises Refresh.
+	round sync.Mutex
+
+	mu    sync.Mutex
+	gen   *generation
+	known map[key]*record
+	ready bool
+}
+
+// key tells members apart. The value of the backend is part of it, so that a
+// reload does not let a new backend inherit what is known of an old one.
+type key struct {
+	name string
+	b    backend.Backend
+}
+
+type record struct {
+	info      backend.Info
+	known     bool
+	healthy   bool
+	lastCheck time.Time
+	lastErr   string
+	checking  bool
+}
+
+// generation is the entries between two reloads. Its backends are closed when
+// it has been replaced and the last query that uses it is done.
+type generation struct {
+	entries []Entry
+	users   int
+	retired bool
+}
+
+// New returns a set of the entries, which it closes when they are replaced and no
+// longer used. Call Run, or Refresh, before the first query.
+func New(entries []Entry, o Options) *Set {
+	if o.Interval <= 0 {
+		o.Interval = 5 * time.Second
+	}
+	if o.Timeout <= 0 {
+		o.Timeout = 5 * time.Second
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Set{opts: o, gen: &generation{entries: entries}, known: map[key]*record{}}
+}
+
+// Run refreshes until ctx is done, then closes the backends as soon as no query
+// uses them, and returns nil.
+func (s *Set) Run(ctx context.Context) error {
+	t := time.NewTicker(s.opts.Interval)
+	defer t.Stop()
+	for {
+		s.Refresh(ctx)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+	}
+}
+
+// Close retires all entries; what queries still use is closed after them.
+func (s *Set) Close() { s.Replace(nil) }
+
+// Replace puts new entries in the place of the present ones. A backend that is in
+// both (the same value) is kept open.
+func (s *Set) Replace(entries []Entry) {
+	s.mu.Lock()
+	old := s.gen
+	s.gen = &generation{entries: entries}
+	old.retired = true
+	var idle []Entry
+	if old.users == 0 {
+		idle = old.entries
+	}
+	s.mu.Unlock()
+	s.closeUnused(idle)
+}
+
+func (s *Set) closeUnused(entries []Entry) {
+	for _, e := range entries {
+		s.mu.Lock()
+		kept := slices.ContainsFunc(s.gen.entries, func(n Entry) bool { return n.Backend == e.Backend })
+		s.mu.Unlock()
+		if c, ok := e.Backend.(backend.Closer); ok && !kept {
+			if err := c.Close(); err != nil {
+				s.opts.Logger.Warn("closing a backend", "backend", e.Name, "err", err)
+			}
+		}
+	}
+}
+
+// View is the set as it was when it was acquired. Its backends stay open until
+// Release.
+type View struct {
+	Members []*Member
+	// Checked says that every member has been asked for its Info at least once.
+	Checked bool
+
+	set  *Set
+	gen  *generation
+	once sync.Once
+}
+
+// Release gives the view back. It may be called more than once.
+func (v *View) Release() {
+	v.once.Do(func() {
+		if v.set == nil {
+			return
+		}
+		v.set.mu.Lock()
+		v.gen.users--
+		var idle []Entry
+		if v.gen.retired && v.gen.users == 0 {
+			idle = v.gen.entries
+		}
+		v.set.mu.Unlock()
+		v.set.closeUnused(idle)
+	})
+}
+
+// NewView makes a view of members that no Set keeps, for tests and tools.
+func NewView(members ...*Member) *View { return &View{Members: members, Checked: true} }
+
+// Always returns a healthy member for a backend, for tests and tools.
+func Always(name, kind string, b backend.Backend, info backend.Info) *Member {
+	return &Member{
+		Status: Status{Name: name, Kind: kind, Address: name, Healthy: true, Known: true, Info: info},
+		AskMin: math.MinInt64, AskMax: math.MaxInt64, Backend: b,
+	}
+}
+
+// Acquire returns the set as it is now, members in order of their names.
+func (s *Set) Acquire() *View {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.gen.users++
+	v := &View{set: s, gen: s.gen, Members: s.members(time.Now()), Checked: s.ready}
+	for _, m := range v.Members {
+		if !m.Known && m.LastError == "" && m.Gone == "" {
+			v.Checked = false
+		}
+	}
+	return v
+}
+
+// Status tells what is known of each expected backend, in order of their names.
+func (s *Set) Status() []Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ms := s.members(time.Now())
+	out := make([]Status, len(ms))
+	for i, m := range ms {
+		out[i] = m.Status
+	}
+	return out
+}
+
+// Ready says whether a first round of Info has been finished.
+func (s *Set) Ready() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ready
+}
+
+// members needs s.mu.
+func (s *Set) members(now time.Time) []*Member {
+	var out []*Member
+	for _, e := range s.gen.entries {
+		lo, hi := e.Window.Range(now)
+		for _, x := range expand(e) {
+			st := Status{Name: x.name, Kind: e.Kind, Address: x.address, Required: e.Required, Gone: x.gone}
+			st.Info = backend.AllTime()
+			if r := s.known[key{x.name, x.b}]; r != nil {
+				st.Healthy, st.Known = r.healthy && x.gone == "", r.known
+				st.LastCheck, st.LastError = r.lastCheck, r.lastErr
+				if r.known {
+					st.Info = r.info
+				}
+			}
+			st.Info.MinTime = max(st.Info.MinTime, lo)
+			st.Info.MaxTime = min(st.Info.MaxTime, hi)
+			out = append(out, &Member{Status: st, Timeout: e.Timeout, AskMin: lo, AskMax: hi, Backend: x.b})
+		}
+	}
+	slices.SortFunc(out, func(a, b *Member) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+type expected struct {
+	name, address, gone string
+	b                   backend.Backend
+}
+
+func expand(e Entry) []expected {
+	g, ok := e.Backend.(backend.Group)
+	if !ok {
+		return []expected{{name: e.Name, address: e.Name, b: e.Backend}}
+	}
+	ms := g.Members()
+	if len(ms) == 0 {
+		// Nothing found yet, or nothing left: the entry is expected all the same.
+		return []expected{{name: e.Name, address: e.Name, b: e.Backend, gone: "no store found by discovery"}}
+	}
+	out := make([]expected, len(ms))
+	for i, m := range ms {
+		out[i] = expected{name: e.Name + "/" + m.Name, address: m.Name, gone: m.Gone, b: m.Backend}
+	}
+	return out
+}
+
+// Refresh asks every expected backend for its Info, all at once, and returns when
+// all have answered or their time is up. A backend that hangs beyond its timeout
+// is left alone until it comes back, and holds up nobody.
+func (s *Set) Refresh(ctx context.Context) {
+	s.round.Lock()
+	defer s.round.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, s.opts.Timeout)
+	defer cancel()
+
+	s.mu.Lock()
+	gen := s.gen
+	gen.users++ // keeps the backends open meanwhile
+	var all []expected
+	live := map[key]bool{}
+	for _, e := range gen.entries {
+		for _, x := range expand(e) {
+			all = append(all, x)
+			live[key{x.name, x.b}] = true
+		}
+	}
+	for k, r := range s.known {
+		if !live[k] && !r.checking {
+			delete(s.known, k)
+		}
+	}
+	done := make(chan struct{}, len(all))
+	waiting := 0
+	for _, x := range all {
+		k := key{x.name, x.b}
+		r := s.known[k]
+		if r == nil {
+			r = &record{}
+			s.known[k] = r
+		}
+		if x.gone != "" {
+			r.healthy = false
+			continue
+		}
+		if r.checking {
+			continue
+		}
+		r.checking = true
+		waiting++
+		go func() {
+			s.check(ctx, x, r)
+			done <- struct{}{}
+		}()
+	}
+	s.mu.Unlock()
+
+	for range waiting {
+		select {
+		case <-done:
+			continue
+		case <-ctx.Done():
+		}
+		// The others are late. Those that heed their context are back in no time.
+		grace := time.NewTimer(100 * time.Millisecond)
+		select {
+		case <-done:
+			grace.Stop()
+			continue
+		case <-grace.C:
+		}
+		break
+	}
+	s.mu.Lock()
+	for _, x := range all {
+		if r := s.known[key{x.name, x.b}]; r != nil && r.checking {
+			r.healthy, r.lastErr = false, fmt.Sprintf("no Info within %s, and still hanging", s.opts.Timeout)
+		}
+	}
+	s.ready = true
+	s.mu.Unlock()
+	(&View{set: s, gen: gen}).Release()
+}
+
+func (s *Set) check(ctx context.Context, x expected, r *record) {
+	info, err := safeInfo(ctx, x.b)
+	now := time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was, first := r.healthy, !r.known && r.lastErr == ""
+	r.checking = false
+	if err != nil {
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = fmt.Errorf("no Info within %s: %w", s.opts.Timeout, err)
+		}
+		r.healthy, r.lastErr = false, err.Error()
+	} else {
+		r.healthy, r.known, r.lastErr = true, true, ""
+		r.info, r.lastCheck = info, now
+	}
+	switch {
+	case err != nil && (was || first):
+		s.opts.Logger.Warn("backend is unhealthy", "backend", x.name, "err", err)
+	case err == nil && !was:
+		s.opts.Logger.Info("backend is healthy", "backend", x.name, "component", info.Component, "labelSets", len(info.LabelSets))
+	}
+}
+
+// safeInfo keeps a panic in a backend from ending the process.
+func safeInfo(ctx context.Context, b backend.Backend) (info backend.Info, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = backend.Errorf(backend.ErrInternal, "panic in Info: %v", p)
+		}
+	}()
+	return b.Info(ctx)
+}

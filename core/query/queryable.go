@@ -1,0 +1,240 @@
+// Copyright The Promweave Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package query
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/promql"
+	"github.com/prometheus/prometheus/promql/parser"
+	"github.com/prometheus/prometheus/storage"
+	"github.com/prometheus/prometheus/tsdb/chunkenc"
+	"github.com/prometheus/prometheus/util/annotations"
+
+	"github.com/promweave/promweave/core/dedup"
+	"github.com/promweave/promweave/core/fanout"
+	"github.com/promweave/promweave/core/report"
+	"github.com/promweave/promweave/core/resolution"
+	"github.com/promweave/promweave/core/samples"
+	"github.com/promweave/promweave/sdk/backend"
+	"github.com/promweave/promweave/sdk/backend/shaping"
+)
+
+// queryable is what an engine reads through, for one request.
+type queryable struct {
+	r             *request
+	maxResolution int64
+	step          int64
+	dry           bool
+}
+
+// prepareDry is prepare with selections that ask nobody.
+func (r *request) prepareDry(ctx context.Context, req *Request, kind string, _ parser.Expr) (promql.Query, error) {
+	maxRes := r.o.MaxSourceResolution
+	if maxRes == AutoResolution {
+		maxRes = req.Step.Milliseconds() / 5
+	}
+	r.report.Engine = r.o.Engine
+	qb := &queryable{r: r, maxResolution: maxRes, step: req.Step.Milliseconds(), dry: true}
+	opts := promql.NewPrometheusQueryOpts(false, r.o.LookbackDelta)
+	if kind == "range" {
+		return r.s.prom.NewRangeQuery(ctx, qb, opts, req.Query, req.Start, req.End, req.Step)
+	}
+	return r.s.prom.NewInstantQuery(ctx, qb, opts, req.Query, req.Start)
+}
+
+// Querier implements storage.Queryable.
+func (q *queryable) Querier(minTime, maxTime int64) (storage.Querier, error) {
+	return &querier{queryable: q, minTime: minTime, maxTime: maxTime}, nil
+}
+
+type querier struct {
+	*queryable
+	minTime, maxTime int64
+
+	wg      sync.WaitGroup
+	mu      sync.Mutex
+	cancels []context.CancelFunc
+}
+
+// Select begins to ask at once and returns; the set waits. So all selections of a
+// query are under way together, whatever order the engine looks at them in.
+func (q *querier) Select(ctx context.Context, _ bool, hints *storage.SelectHints, matchers ...*labels.Matcher) storage.SeriesSet {
+	o := &q.r.o
+	req := &backend.SeriesRequest{MinTime: q.minTime, MaxTime: q.maxTime, Matchers: matchers, PartialAllowed: o.PartialResponse}
+	if hints != nil {
+		req.MinTime, req.MaxTime = hints.Start, hints.End
+		req.SkipChunks = hints.Func == "series"
+		req.Hints = backend.Hints{StepMillis: hints.Step, RangeMillis: hints.Range, Func: hints.Func, Grouping: hints.Grouping, By: hints.By}
+	}
+	choice := resolution.Choose(q.maxResolution, req.Hints.RangeMillis, req.Hints.StepMillis, req.Hints.Func)
+	req.MaxResolution, req.Aggregates = choice.MaxResolution, choice.Aggregates
+	sel := &report.Select{
+		MinTime: req.MinTime, MaxTime: req.MaxTime, Func: req.Hints.Func,
+		MaxResolution: choice.MaxResolution, ResolutionReason: choice.Reason,
+	}
+	for _, m := range matchers {
+		sel.Matchers = append(sel.Matchers, m.String())
+	}
+	if choice.MaxResolution > 0 {
+		for _, a := range choice.Aggregates {
+			sel.Aggregates = append(sel.Aggregates, aggregateNames[a])
+		}
+	}
+	var replicaLabels []string
+	if o.Dedup && len(o.ReplicaLabels) > 0 {
+		replicaLabels = o.ReplicaLabels
+		sel.Dedup = report.Dedup{Enabled: true, Algorithm: string(o.Algorithm), ReplicaLabels: replicaLabels}
+	}
+	if q.dry {
+		q.r.session.Explain(fanout.Question{MinTime: req.MinTime, MaxTime: req.MaxTime, Matchers: matchers}, sel)
+		return storage.EmptySeriesSet()
+	}
+	set := &seriesSet{
+		done: make(chan struct{}), i: -1,
+		o:         samples.Options{MinTime: req.MinTime, MaxTime: req.MaxTime, Func: req.Hints.Func},
+		algorithm: o.Algorithm, counter: dedup.Counter(req.Hints.Func),
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	q.mu.Lock()
+	q.cancels = append(q.cancels, cancel)
+	q.mu.Unlock()
+	q.wg.Go(func() {
+		defer close(set.done)
+		set.selection, set.err = q.r.session.Collect(ctx, req, replicaLabels, sel)
+		if set.err != nil {
+			return
+		}
+		set.o.OnCorrupt = set.selection.Corrupt
+		set.series = set.selection.Series
+		if o.Shard != nil {
+			set.series = inShard(o.Shard, set.series)
+		}
+		q.r.collected()
+	})
+	return set
+}
+
+// collected notes when the last selection had its series.
+func (r *request) collected() {
+	d := time.Since(r.report.StartedAt).Seconds()
+	r.mu.Lock()
+	r.report.SelectSeconds = max(r.report.SelectSeconds, d)
+	r.mu.Unlock()
+}
+
+var aggregateNames = map[backend.Aggregate]string{
+	backend.AggregateRaw: "raw", backend.AggregateCount: "count", backend.AggregateSum: "sum",
+	backend.AggregateMin: "min", backend.AggregateMax: "max", backend.AggregateCounter: "counter",
+}
+
+// inShard filters after deduplication: a shard is part of the result, and its
+// hash is over labels that no longer tell replicas apart.
+func inShard(shard *backend.Shard, in []fanout.Series) []fanout.Series {
+	out := in[:0]
+	for _, s := range in {
+		if shaping.InShard(shard, s.Labels) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// LabelValues is not used by the engines.
+func (q *querier) LabelValues(context.Context, string, *storage.LabelHints, ...*labels.Matcher) ([]string, annotations.Annotations, error) {
+	return nil, nil, fmt.Errorf("label values: %w", backend.ErrUnsupported)
+}
+
+// LabelNames is not used by the engines.
+func (q *querier) LabelNames(context.Context, *storage.LabelHints, ...*labels.Matcher) ([]string, annotations.Annotations, error) {
+	return nil, nil, fmt.Errorf("label names: %w", backend.ErrUnsupported)
+}
+
+// Close calls off selections that were begun and that nobody waits for any more.
+func (q *querier) Close() error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, cancel := range q.cancels {
+		cancel()
+	}
+	q.cancels = nil
+	q.wg.Wait()
+	return nil
+}
+
+// seriesSet is a selection as the engines see it.
+type seriesSet struct {
+	done      chan struct{}
+	selection *fanout.Selection
+	series    []fanout.Series
+	err       error
+	i         int
+
+	o         samples.Options
+	algorithm dedup.Algorithm
+	counter   bool
+}
+
+func (s *seriesSet) Next() bool {
+	if s.i < 0 {
+		<-s.done
+	}
+	s.i++
+	return s.i < len(s.series)
+}
+
+func (s *seriesSet) At() storage.Series { return &series{set: s, data: &s.series[s.i]} }
+
+func (s *seriesSet) Err() error {
+	<-s.done
+	return s.err
+}
+
+// Warnings are none: what is missing is told by the report's completeness.
+func (s *seriesSet) Warnings() annotations.Annotations { return nil }
+
+type series struct {
+	set  *seriesSet
+	data *fanout.Series
+}
+
+func (s *series) Labels() labels.Labels { return s.data.Labels }
+
+// merged is the iterator of a series with several replicas; it keeps their
+// iterators for reuse.
+type merged struct {
+	chunkenc.Iterator
+	replicas []chunkenc.Iterator
+}
+
+// Iterator returns the samples, replicas merged. It may be called concurrently.
+func (s *series) Iterator(reuse chunkenc.Iterator) chunkenc.Iterator {
+	rs := s.data.Replicas
+	if len(rs) == 1 {
+		if m, ok := reuse.(*merged); ok {
+			reuse = m.replicas[0]
+		}
+		return samples.NewIterator(rs[0].Chunks, s.set.o, reuse)
+	}
+	m, ok := reuse.(*merged)
+	if !ok {
+		m = &merged{}
+		if reuse != nil {
+			m.replicas = append(m.replicas, reuse)
+		}
+	}
+	for len(m.replicas) < len(rs) {
+		m.replicas = append(m.replicas, nil)
+	}
+	its := m.replicas[:len(rs)]
+	for i := range rs {
+		its[i] = samples.NewIterator(rs[i].Chunks, s.set.o, its[i])
+	}
+	m.Iterator = dedup.New(s.set.algorithm, s.set.counter, its)
+	return m
+}

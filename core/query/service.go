@@ -1,0 +1,337 @@
+// Copyright The Promweave Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package query
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/prometheus/promql"
+	"github.com/prometheus/prometheus/promql/parser"
+	"github.com/thanos-io/promql-engine/engine"
+
+	"github.com/promweave/promweave/core/dedup"
+	"github.com/promweave/promweave/core/fanout"
+	"github.com/promweave/promweave/core/limits"
+	"github.com/promweave/promweave/core/membership"
+	"github.com/promweave/promweave/core/report"
+	"github.com/promweave/promweave/core/resolution"
+	"github.com/promweave/promweave/sdk/backend"
+)
+
+// The engines by the names that users give.
+const (
+	EnginePrometheus = "prometheus"
+	EngineThanos     = "thanos"
+)
+
+// Config of a Service; zero values mean the defaults in brackets.
+type Config struct {
+	Engine           string        // [prometheus]
+	Timeout          time.Duration // of one request [2m]
+	LookbackDelta    time.Duration // [5m]
+	ReplicaLabels    []string
+	Dedup            dedup.Algorithm // [default]
+	AutoDownsampling bool
+	NoPartial        bool // refuse partial answers unless a request allows them
+	// MaxSamples bounds the samples that the engine holds at a time [50,000,000].
+	MaxSamples int
+	Limits     limits.Config
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+}
+
+// Service answers requests over a set of backends. It is safe for concurrent use.
+type Service struct {
+	cfg     Config
+	set     *membership.Set
+	limits  *limits.Process
+	prom    *promql.Engine
+	thanos  *engine.Engine
+	metrics *metrics
+}
+
+// New returns a service over the set, which stays the caller's.
+func New(set *membership.Set, cfg Config) (*Service, error) {
+	switch cfg.Engine {
+	case "":
+		cfg.Engine = EnginePrometheus
+	case EnginePrometheus, EngineThanos:
+	default:
+		return nil, fmt.Errorf("query.engine %q: want %s or %s", cfg.Engine, EnginePrometheus, EngineThanos)
+	}
+	if cfg.Timeout <= 0 {
+		cfg.Timeout = 2 * time.Minute
+	}
+	if cfg.LookbackDelta <= 0 {
+		cfg.LookbackDelta = 5 * time.Minute
+	}
+	if cfg.Dedup == "" {
+		cfg.Dedup = dedup.Default
+	}
+	if cfg.MaxSamples <= 0 {
+		cfg.MaxSamples = 50_000_000
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	opts := promql.EngineOpts{
+		Logger:               cfg.Logger,
+		MaxSamples:           cfg.MaxSamples,
+		Timeout:              cfg.Timeout,
+		LookbackDelta:        cfg.LookbackDelta,
+		EnableAtModifier:     true,
+		EnableNegativeOffset: true,
+		EnablePerStepStats:   true,
+		NoStepSubqueryIntervalFn: func(int64) int64 {
+			return time.Minute.Milliseconds()
+		},
+	}
+	s := &Service{cfg: cfg, set: set, limits: limits.NewProcess(cfg.Limits)}
+	s.metrics = newMetrics(cfg.Registerer, s)
+	// Their metrics have the same names; ours says which engine ran.
+	s.prom = promql.NewEngine(opts)
+	s.thanos = engine.New(engine.Opts{EngineOpts: opts})
+	return s, nil
+}
+
+// Close releases the engines.
+func (s *Service) Close() error { return s.prom.Close() }
+
+// DefaultOptions are what the configuration says.
+func (s *Service) DefaultOptions() Options {
+	o := Options{
+		Dedup: true, Algorithm: s.cfg.Dedup, ReplicaLabels: s.cfg.ReplicaLabels,
+		PartialResponse: !s.cfg.NoPartial, Engine: s.cfg.Engine, Timeout: s.cfg.Timeout,
+	}
+	if s.cfg.AutoDownsampling {
+		o.MaxSourceResolution = AutoResolution
+	}
+	return o
+}
+
+// Stores tells what is known of each expected backend.
+func (s *Service) Stores() []membership.Status { return s.set.Status() }
+
+// request is one request under way.
+type request struct {
+	s       *Service
+	o       Options
+	view    *membership.View
+	limits  *limits.Query
+	session *fanout.Session
+	report  *report.Report
+	cancel  context.CancelFunc
+	mu      sync.Mutex
+}
+
+// begin waits for a slot and sets everything up. end must be called.
+func (s *Service) begin(ctx context.Context, kind string, o Options) (context.Context, *request, error) {
+	timeout := s.cfg.Timeout
+	if o.Timeout > 0 && o.Timeout < timeout {
+		timeout = o.Timeout
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within the timeout of %s: %w", timeout, context.DeadlineExceeded))
+	r := &request{s: s, o: o, cancel: cancel, report: &report.Report{
+		Version: report.Version, ID: uuid.NewString(), Kind: kind, StartedAt: time.Now(), Selects: []*report.Select{},
+	}}
+	var err error
+	if r.limits, err = s.limits.Begin(ctx); err != nil {
+		cancel()
+		kind := ErrUnavailable
+		if errors.Is(err, context.Canceled) {
+			kind = ErrCanceled
+		}
+		return nil, nil, &Error{Kind: kind, Err: err}
+	}
+	r.view = s.set.Acquire()
+	fo := fanout.Options{View: r.view, Limits: r.limits, Partial: o.PartialResponse, StoreMatch: o.StoreMatch}
+	if o.Dedup {
+		fo.ReplicaLabels = o.ReplicaLabels
+	}
+	r.session = fanout.NewSession(fo)
+	return ctx, r, nil
+}
+
+// finish completes the report; the session may still be in use.
+func (r *request) finish() *report.Report {
+	r.report.Completeness = r.session.Completeness()
+	r.report.Selects = r.session.Selects()
+	if r.report.Selects == nil {
+		r.report.Selects = []*report.Select{}
+	}
+	r.report.Limits = r.limits.Use()
+	r.report.Seconds = time.Since(r.report.StartedAt).Seconds()
+	return r.report
+}
+
+// end gives back what begin took.
+func (r *request) end() {
+	r.cancel()
+	r.limits.End()
+	r.view.Release()
+	r.s.metrics.done(r.report)
+}
+
+// fail makes an Error of what went wrong.
+func (r *request) fail(ctx context.Context, err error) error {
+	return &Error{Kind: kindOf(ctx, err), Err: err, Report: r.finish()}
+}
+
+func kindOf(ctx context.Context, err error) error {
+	var (
+		timeout  promql.ErrQueryTimeout
+		canceled promql.ErrQueryCanceled
+		missing  *fanout.MissingError
+		exceeded *limits.Exceeded
+	)
+	switch {
+	case errors.As(err, &missing):
+		return ErrUnavailable
+	case errors.As(err, &exceeded):
+		return ErrExecution
+	case errors.As(err, &timeout), errors.Is(err, context.DeadlineExceeded), errors.Is(context.Cause(ctx), context.DeadlineExceeded):
+		return ErrTimeout
+	case errors.As(err, &canceled), errors.Is(err, context.Canceled), ctx.Err() != nil:
+		return ErrCanceled
+	}
+	switch backend.Kind(err) {
+	case backend.ErrInvalid:
+		return ErrBadData
+	case backend.ErrUnavailable:
+		return ErrUnavailable
+	case backend.ErrLimit, backend.ErrUnsupported, backend.ErrDenied:
+		return ErrExecution
+	}
+	return ErrExecution
+}
+
+// Instant answers a query at req.Start.
+func (s *Service) Instant(ctx context.Context, req *Request) (*Result, error) {
+	return s.run(ctx, req, "instant")
+}
+
+// Range answers a query from req.Start to req.End, both inclusive, every req.Step.
+func (s *Service) Range(ctx context.Context, req *Request) (*Result, error) {
+	if req.Step <= 0 {
+		return nil, badData("step %s: it has to be more than zero", req.Step)
+	}
+	if req.End.Before(req.Start) {
+		return nil, badData("end %s is before start %s", req.End.Format(time.RFC3339Nano), req.Start.Format(time.RFC3339Nano))
+	}
+	return s.run(ctx, req, "range")
+}
+
+func (s *Service) run(ctx context.Context, req *Request, kind string) (_ *Result, err error) {
+	if strings.TrimSpace(req.Query) == "" {
+		return nil, badData("the query is empty; try for example: up")
+	}
+	expr, err := parser.ParseExpr(req.Query)
+	if err != nil {
+		return nil, &Error{Kind: ErrBadData, Err: err}
+	}
+	ctx, r, err := s.begin(ctx, kind, req.Options)
+	if err != nil {
+		return nil, err
+	}
+	defer r.end()
+	p := r.report
+	p.Query, p.Start, p.End, p.StepSeconds = req.Query, req.Start, req.End, req.Step.Seconds()
+
+	q, err := r.prepare(ctx, req, kind, expr)
+	if err != nil {
+		return nil, &Error{Kind: ErrBadData, Err: err, Report: r.finish()}
+	}
+	res := q.Exec(ctx)
+	err = res.Err
+	if err == nil {
+		err = r.session.Failure()
+	}
+	if err != nil {
+		q.Close()
+		var storage promql.ErrStorage
+		if errors.As(err, &storage) {
+			err = storage.Err
+		}
+		return nil, r.fail(ctx, err)
+	}
+	return &Result{Value: res.Value, Annotations: res.Warnings, Statistics: q.Stats(), Report: r.finish(), release: q.Close}, nil
+}
+
+// prepare makes the engine's query. An expression that promql-engine does not
+// know goes to Prometheus' engine, and the report says so.
+func (r *request) prepare(ctx context.Context, req *Request, kind string, expr parser.Expr) (promql.Query, error) {
+	s := r.s
+	lookback := s.cfg.LookbackDelta
+	maxRes := r.o.MaxSourceResolution
+	if maxRes == AutoResolution {
+		maxRes = req.Step.Milliseconds() / 5
+	}
+	if r.o.LookbackDelta > 0 {
+		lookback = r.o.LookbackDelta
+	} else {
+		lookback = time.Duration(resolution.Lookback(lookback.Milliseconds(), maxRes)) * time.Millisecond
+	}
+	opts := promql.NewPrometheusQueryOpts(r.o.PerStepStats, lookback)
+	qb := &queryable{r: r, maxResolution: maxRes, step: req.Step.Milliseconds()}
+	make := func(e promql.QueryEngine) (promql.Query, error) {
+		if kind == "range" {
+			return e.NewRangeQuery(ctx, qb, opts, req.Query, req.Start, req.End, req.Step)
+		}
+		return e.NewInstantQuery(ctx, qb, opts, req.Query, req.Start)
+	}
+	switch r.o.Engine {
+	case EngineThanos:
+		q, err := make(s.thanos)
+		if err == nil {
+			r.report.Engine = EngineThanos
+			return q, nil
+		}
+		if !engine.IsUnimplemented(err) {
+			return nil, err
+		}
+		r.report.EngineFallback = fmt.Sprintf("promql-engine cannot run this expression: %v", err)
+	case EnginePrometheus, "":
+	default:
+		return nil, fmt.Errorf("engine %q: want %s or %s", r.o.Engine, EnginePrometheus, EngineThanos)
+	}
+	r.report.Engine = EnginePrometheus
+	return make(s.prom)
+}
+
+// Explain tells which backends a query would ask, and asks none. The selections
+// are those of the engine, so that ranges, offsets and subqueries count.
+func (s *Service) Explain(ctx context.Context, req *Request) (*report.Report, error) {
+	expr, err := parser.ParseExpr(req.Query)
+	if err != nil {
+		return nil, &Error{Kind: ErrBadData, Err: err}
+	}
+	kind := "instant"
+	if req.Step > 0 {
+		kind = "range"
+	}
+	ctx, r, err := s.begin(ctx, "explain", req.Options)
+	if err != nil {
+		return nil, err
+	}
+	defer r.end()
+	r.report.Query, r.report.Start, r.report.End, r.report.StepSeconds = req.Query, req.Start, req.End, req.Step.Seconds()
+	r.o.Engine = EnginePrometheus // it selects eagerly, in one place
+	q, err := r.prepareDry(ctx, req, kind, expr)
+	if err != nil {
+		return nil, &Error{Kind: ErrBadData, Err: err}
+	}
+	defer q.Close()
+	if res := q.Exec(ctx); res.Err != nil && ctx.Err() != nil {
+		return nil, r.fail(ctx, res.Err)
+	}
+	return r.finish(), nil
+}
