@@ -4,17 +4,29 @@
 package httpapi
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/promql"
 	"github.com/prometheus/prometheus/promql/parser"
+	"github.com/prometheus/prometheus/tsdb/chunkenc"
 	"github.com/prometheus/prometheus/util/stats"
 
 	"github.com/promweave/promweave/core/httpapi/promjson"
 	"github.com/promweave/promweave/core/query"
+	"github.com/promweave/promweave/core/report"
+	"github.com/promweave/promweave/sdk/backend"
+	"github.com/promweave/promweave/sdk/backend/shaping"
+	"github.com/promweave/promweave/sdk/remoteread"
 )
 
 const truncated = "results truncated due to limit"
@@ -268,4 +280,154 @@ func (s *Server) parseQuery(c *call) (*answer, error) {
 		return nil, badParam("query", "%v", err)
 	}
 	return jsonAnswer(tree), nil
+}
+
+// read serves remote read. The protocol has no words for an answer from which
+// something is missing, and its clients store or merge what they get, so that a
+// partial answer is an error here unless partial_response=true stands in the
+// address. Errors are plain text, which is what clients show.
+func (s *Server) read(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Cache-Control", "no-store")
+	fail := func(err error) {
+		s.log.Log(r.Context(), failureLevel(err), "remote read failed", "err", err)
+		http.Error(w, err.Error(), remoteread.Status(err))
+	}
+	def := s.q.DefaultOptions()
+	def.PartialResponse = false
+	o, err := form{values: r.URL.Query()}.options(def)
+	if err != nil {
+		fail(readError(err))
+		return
+	}
+	// Downsampled data are no samples.
+	o.MaxSourceResolution = 0
+
+	req, err := remoteread.DecodeRequest(r.Body, remoteread.RequestLimits{Bytes: int(s.o.MaxReadBytes)})
+	if err != nil {
+		fail(err)
+		return
+	}
+	form, err := remoteread.Negotiate(req.Accept)
+	if err != nil {
+		fail(err)
+		return
+	}
+	results := make([]iter.Seq2[remoteread.SampleSeries, error], len(req.Queries))
+	if form == remoteread.Samples {
+		for i, q := range req.Queries {
+			results[i] = s.readSeries(r.Context(), q, o, func(rep *report.Report) { s.describeWorst(w.Header(), "", rep) })
+		}
+		err = remoteread.WriteSamples(w, req.Queries, results, remoteread.SamplesOptions{Limit: s.o.MaxReadSamples})
+	} else {
+		batches := make([]iter.Seq2[*backend.Batch, error], len(req.Queries))
+		for i, q := range req.Queries {
+			// By then frames are on their way, so that only a trailer is left.
+			batches[i] = encodeSeries(q, s.readSeries(r.Context(), q, o, func(rep *report.Report) {
+				s.describeWorst(w.Header(), http.TrailerPrefix, rep)
+			}))
+		}
+		err = remoteread.WriteStreamed(w, batches, remoteread.StreamOptions{})
+	}
+	if err != nil {
+		s.log.Log(r.Context(), failureLevel(err), "remote read failed", "err", err)
+	}
+}
+
+// describeWorst is describe for a request with several reports.
+func (s *Server) describeWorst(h http.Header, prefix string, rep *report.Report) {
+	before := h.Get(prefix + headerCompleteness)
+	one := http.Header{}
+	s.describe(one, rep)
+	state := one.Get(headerCompleteness)
+	if before == report.Partial.String() || before == report.Unknown.String() && state == report.Complete.String() {
+		state = before
+	}
+	h.Set(prefix+headerCompleteness, state)
+	if id := one.Get(headerReportID); id != "" {
+		h.Add(prefix+headerReportID, id)
+	}
+}
+
+// readSeries asks for one query's series when it is iterated.
+func (s *Server) readSeries(ctx context.Context, q remoteread.Query, o query.Options, done func(*report.Report)) iter.Seq2[remoteread.SampleSeries, error] {
+	return func(yield func(remoteread.SampleSeries, error) bool) {
+		res, err := s.q.Read(ctx, &query.ReadRequest{MinTime: q.MinTime, MaxTime: q.MaxTime, Matchers: q.Matchers, Options: o})
+		if err != nil {
+			yield(remoteread.SampleSeries{}, readError(err))
+			return
+		}
+		finish := sync.OnceValues(res.Finish)
+		// For a receiver that stops, and for a panic.
+		defer func() { _, _ = finish() }()
+
+		var it chunkenc.Iterator
+		for res.Series.Next() {
+			series := res.Series.At()
+			it = series.Iterator(it)
+			if !yield(remoteread.SampleSeries{Labels: series.Labels(), Samples: it}, nil) {
+				return
+			}
+		}
+		err = res.Series.Err()
+		rep, ferr := finish()
+		if err == nil {
+			err = ferr
+		}
+		if err == nil && !o.PartialResponse && rep != nil && rep.Completeness.State == report.Partial {
+			err = backend.Errorf(backend.ErrUnavailable, "%s; add partial_response=true to the address to read what there is", rep.Completeness)
+		}
+		if err != nil {
+			yield(remoteread.SampleSeries{}, readError(err))
+			return
+		}
+		done(rep)
+	}
+}
+
+// readError gives an error a kind that remoteread.Status knows.
+func readError(err error) error {
+	kind := backend.ErrInternal
+	switch e := toAPIError(err); {
+	case e.typ == typeBadData:
+		kind = backend.ErrInvalid
+	case e.typ == typeTimeout, e.typ == typeCanceled, e.typ == typeUnavailable:
+		kind = backend.ErrUnavailable
+	case e.typ == typeExecution:
+		kind = backend.Kind(err)
+	}
+	return &backend.Error{Kind: kind, Text: err.Error(), Err: err}
+}
+
+// failureLevel keeps what clients do wrong, or give up, out of an operator's log.
+func failureLevel(err error) slog.Level {
+	if backend.Kind(err) == backend.ErrInternal && !errors.Is(err, context.Canceled) {
+		return slog.LevelError
+	}
+	return slog.LevelDebug
+}
+
+// encodeSeries puts samples in the range of the query into chunks, a series in a
+// batch.
+func encodeSeries(q remoteread.Query, seq iter.Seq2[remoteread.SampleSeries, error]) iter.Seq2[*backend.Batch, error] {
+	return func(yield func(*backend.Batch, error) bool) {
+		for series, err := range seq {
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			chunks, err := shaping.EncodeIterator(series.Samples, q.MinTime, q.MaxTime)
+			if err != nil {
+				yield(nil, fmt.Errorf("series %s: %w", series.Labels, err))
+				return
+			}
+			if len(chunks) == 0 {
+				continue
+			}
+			b := backend.NewBatch(1)
+			b.Append(backend.Series{Labels: series.Labels, Chunks: chunks})
+			if !yield(b, nil) {
+				return
+			}
+		}
+	}
 }

@@ -113,6 +113,10 @@ func (s *Server) routes() []route {
 			doc:    "Returns statistics of the heads of all backends that have one, added up and one by one.",
 			params: cat([]string{"limit"}, partial), data: schema{"type": "object"}},
 
+		{methods: []string{http.MethodPost}, path: "/api/v1/read", plain: s.read, id: "remoteRead",
+			doc:      "Remote read: a ReadRequest in snappy, answered by a ReadResponse in snappy or by a stream of ChunkedReadResponse.",
+			params:   cat([]string{"dedup", "dedup_algorithm", "replicaLabels[]", "partial_response", "storeMatch[]", "timeout"}),
+			consumes: "application/x-protobuf", produces: "application/x-protobuf"},
 		{methods: get, path: "/api/v1/openapi.json", plain: s.document, id: "openAPI",
 			doc: "Returns this document.", produces: "application/json"},
 

@@ -114,6 +114,9 @@ type Options struct {
 	MaxFormBytes int64
 	// MaxReadBytes bounds the body of a remote read, compressed and not (4 MiB).
 	MaxReadBytes int64
+	// MaxReadSamples bounds the samples per query of a remote read that is not
+	// streamed (50,000,000).
+	MaxReadSamples int
 	// MaxPoints bounds the points per series of a range query (11,000).
 	MaxPoints int64
 	// DefaultStep is the least step of a range query that gives none (1s).
@@ -158,6 +161,7 @@ func New(o Options) (*Server, error) {
 	}
 	orDefault(&o.MaxFormBytes, 4<<20)
 	orDefault(&o.MaxReadBytes, 4<<20)
+	orDefault(&o.MaxReadSamples, 50_000_000)
 	orDefault(&o.MaxPoints, 11000)
 	orDefault(&o.DefaultStep, time.Second)
 	orDefault(&o.MaxReports, 256)
