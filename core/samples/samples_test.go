@@ -617,4 +617,3 @@ func BenchmarkIterator(b *testing.B) {
 		report(b)
 	})
 }
-
