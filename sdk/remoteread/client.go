@@ -151,9 +151,6 @@ func (c *Client) wrap(ctx context.Context, err error) error {
 var errDecode = errors.New("undecodable answer")
 
 func undecodable(err error) error {
-	if errors.Is(err, io.ErrUnexpectedEOF) {
-		return err
-	}
 	return fmt.Errorf("%w: %w", errDecode, err)
 }
 

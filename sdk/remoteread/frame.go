@@ -165,7 +165,7 @@ func (f *FrameReader) broken(head, payload []byte, err error, why string) error 
 		// A body that was cut by the network is an unexpected end already.
 		return fmt.Errorf("frame %d lacks %s: %w (%w)", f.frames+1, why, ErrTruncated, io.ErrUnexpectedEOF)
 	}
-	return fmt.Errorf("frame %d is broken: %s", f.frames+1, why)
+	return undecodable(fmt.Errorf("frame %d is broken: %s", f.frames+1, why))
 }
 
 // asText returns b as one line, if b looks like a message for people.
