@@ -40,7 +40,7 @@
 // # Writable
 //
 // OpenWritable owns the directory: it is an embedded database for Promweave's own
-// metrics, which a Scraper fills.
+// metrics, which package scrape fills.
 package tsdb
 
 import (
@@ -319,7 +319,7 @@ func (b *Backend) Info(ctx context.Context) (backend.Info, error) {
 	info.Capabilities = backend.Capabilities{
 		Sharding: true, WithoutReplicaLabels: true, SeriesLimit: true, BoundedLabels: true,
 		NativeHistograms: true, StaleMarkers: true, Statistics: true,
-		Exemplars: b.own != nil, Metadata: b.own != nil,
+		Exemplars: b.own != nil, Metadata: b.own != nil && b.own.metadata != nil,
 	}
 	if err := ctx.Err(); err != nil {
 		return backend.Info{}, context.Cause(ctx)

@@ -7,16 +7,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"math"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
-	"slices"
-	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/prometheus/model/histogram"
@@ -25,7 +19,6 @@ import (
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb"
 	"github.com/prometheus/prometheus/tsdb/chunkenc"
-	"github.com/prometheus/prometheus/tsdb/chunks"
 	"github.com/prometheus/prometheus/tsdb/tsdbutil"
 	"go.uber.org/goleak"
 
@@ -361,13 +354,3 @@ func TestQueriesInFlight(t *testing.T) {
 		t.Fatalf("%d samples, want %d", n, want)
 	}
 }
-
-var (
-	_ = fs.ErrNotExist
-	_ = os.Stat
-	_ = filepath.Join
-	_ = slices.Sort[[]int]
-	_ = strings.Clone
-	_ = time.Now
-	_ chunks.Meta
-)
