@@ -73,20 +73,64 @@ func overlaps(chunks []Chunk) bool {
 	return false
 }
 
-// split puts each chunk into the first lane that has ended before it begins.
+// split puts each chunk into the first lane that has ended before it begins. The
+// lanes in use are kept by their ends, and those that have ended by their number,
+// so that a hostile number of overlapping chunks costs no hostile time.
 func split(chunks []Chunk) [][]int32 {
-	var lanes [][]int32
-next:
+	var (
+		lanes [][]int32
+		ended []int32
+		busy  []int32
+	)
+	end := func(k int32) int64 { return chunks[lanes[k][len(lanes[k])-1]].MaxTime }
+	byEnd := func(a, b int32) bool { return end(a) < end(b) }
+	byNumber := func(a, b int32) bool { return a < b }
 	for i := range chunks {
-		for k, lane := range lanes {
-			if chunks[lane[len(lane)-1]].MaxTime < chunks[i].MinTime {
-				lanes[k] = append(lane, int32(i))
-				continue next
-			}
+		for len(busy) > 0 && end(busy[0]) < chunks[i].MinTime {
+			ended = push(ended, busy[0], byNumber)
+			busy = pop(busy, byEnd)
 		}
-		lanes = append(lanes, []int32{int32(i)})
+		k := int32(len(lanes))
+		if len(ended) > 0 {
+			k = ended[0]
+			ended = pop(ended, byNumber)
+			lanes[k] = append(lanes[k], int32(i))
+		} else {
+			lanes = append(lanes, []int32{int32(i)})
+		}
+		busy = push(busy, k, byEnd)
 	}
 	return lanes
+}
+
+// push adds k to the binary heap h.
+func push(h []int32, k int32, less func(a, b int32) bool) []int32 {
+	h = append(h, k)
+	for i := len(h) - 1; i > 0 && less(h[i], h[(i-1)/2]); i = (i - 1) / 2 {
+		h[i], h[(i-1)/2] = h[(i-1)/2], h[i]
+	}
+	return h
+}
+
+// pop removes the first of the binary heap h.
+func pop(h []int32, less func(a, b int32) bool) []int32 {
+	last := len(h) - 1
+	h[0] = h[last]
+	h = h[:last]
+	for i := 0; ; {
+		c := 2*i + 1
+		if c >= last {
+			return h
+		}
+		if c+1 < last && less(h[c+1], h[c]) {
+			c++
+		}
+		if !less(h[c], h[i]) {
+			return h
+		}
+		h[i], h[c] = h[c], h[i]
+		i = c
+	}
 }
 
 // merged plays overlapping chunks, as lanes of chunks that do not overlap, in the

@@ -295,6 +295,45 @@ func TestSplit(t *testing.T) {
 	}
 }
 
+// TestSplitIsFirstFit compares with the plain search for the first lane.
+func TestSplitIsFirstFit(t *testing.T) {
+	for seed := range uint64(300) {
+		r := rand.New(rand.NewPCG(seed, 10))
+		var chunks []Chunk
+		for range r.IntN(60) {
+			from := r.Int64N(500)
+			chunks = append(chunks, Chunk{Chunk: backend.Chunk{MinTime: from, MaxTime: from + r.Int64N(100)}})
+		}
+		slices.SortStableFunc(chunks, func(a, b Chunk) int { return int(a.MinTime - b.MinTime) })
+		var want [][]int32
+	next:
+		for i := range chunks {
+			for k, lane := range want {
+				if chunks[lane[len(lane)-1]].MaxTime < chunks[i].MinTime {
+					want[k] = append(lane, int32(i))
+					continue next
+				}
+			}
+			want = append(want, []int32{int32(i)})
+		}
+		if diff := gocmp.Diff(want, split(chunks)); diff != "" {
+			t.Fatalf("seed %d: %s", seed, diff)
+		}
+	}
+}
+
+// TestManyLanes plays as many chunks of one range as a broken store may send.
+func TestManyLanes(t *testing.T) {
+	var chunks []Chunk
+	for i := range 3000 {
+		c, _ := encode(t, []point{{t: 0, v: 1, kind: chunkenc.EncXOR}, {t: int64(i + 1), v: 2, kind: chunkenc.EncXOR}, {t: 5000, v: 3, kind: chunkenc.EncXOR}})
+		chunks = append(chunks, c)
+	}
+	if got := collect(t, NewIterator(Sort(chunks), all(), nil)); len(got) != 3002 {
+		t.Errorf("%d samples", len(got))
+	}
+}
+
 func TestSort(t *testing.T) {
 	raw := func(from, to int64, origin int32, enc chunkenc.Encoding, data string) Chunk {
 		return Chunk{Origin: origin, Chunk: backend.Chunk{MinTime: from, MaxTime: to, Raw: backend.Encoded{Encoding: enc, Data: []byte(data)}}}
