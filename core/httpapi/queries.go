@@ -82,7 +82,7 @@ func (s *Server) explain(c *call) (*answer, error) {
 		return nil, err
 	}
 	return &answer{
-		data: func(w *promjson.Writer) { w.JSON(rep) }, queried: true, report: rep, noStore: true,
+		data: func(w *promjson.Writer) { w.JSON(encodable(rep)) }, queried: true, report: rep, noStore: true,
 	}, nil
 }
 

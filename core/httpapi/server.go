@@ -318,6 +318,11 @@ func (s *Server) respond(w http.ResponseWriter, r *http.Request, f form, a *answ
 	writeList(jw, `,"infos":`, infos)
 	s.writeReport(jw, f, a.report)
 	jw.Raw("}")
+	if err := jw.Err(); err != nil && !jw.Sent() {
+		_ = jw.Close()
+		s.fail(w, r, fmt.Errorf("an answer cannot be written as JSON: %w", err))
+		return
+	}
 	if err := jw.Close(); err != nil {
 		if r.Context().Err() == nil {
 			s.log.ErrorContext(r.Context(), "an answer could not be written", "path", r.URL.Path, "err", err)
@@ -359,8 +364,31 @@ func (s *Server) writeReport(jw *promjson.Writer, f form, rep *report.Report) {
 	}
 	if want, err := f.boolean("report", false); err == nil && want {
 		jw.Raw(`,"report":`)
-		jw.JSON(rep)
+		jw.JSON(encodable(rep))
 	}
+}
+
+// encodable is the report with times that JSON can hold: a request for all time
+// reaches far beyond the year 9999.
+func encodable(rep *report.Report) *report.Report {
+	if rep == nil {
+		return nil
+	}
+	c := *rep
+	for _, t := range []*time.Time{&c.Start, &c.End, &c.StartedAt} {
+		*t = encodableTime(*t)
+	}
+	return &c
+}
+
+func encodableTime(t time.Time) time.Time {
+	switch y := t.UTC().Year(); {
+	case y < 1:
+		return time.Date(1, time.January, 1, 0, 0, 0, 1, time.UTC) // not zero, which would be left out
+	case y > 9999:
+		return time.Date(9999, time.December, 31, 23, 59, 59, 999999999, time.UTC)
+	}
+	return t
 }
 
 // Error types of the envelope, those of Prometheus.
@@ -444,6 +472,10 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	h.Set("Cache-Control", "no-store")
 	if e.report != nil {
 		s.describe(h, e.report)
+		if e.report.Completeness.State == report.Complete {
+			// The backends did all they should, but there is no answer to be complete.
+			h.Del(headerCompleteness)
+		}
 	}
 	level := slog.LevelDebug
 	if e.typ == typeInternal {

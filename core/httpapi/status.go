@@ -40,7 +40,15 @@ func goTime(t *timestamppb.Timestamp) time.Time {
 	if t == nil {
 		return time.Time{}
 	}
-	return t.AsTime()
+	return encodableTime(t.AsTime())
+}
+
+// finite keeps a peer's odd number from spoiling a whole answer: JSON has none.
+func finite(f float64) float64 {
+	if math.IsNaN(f) || math.IsInf(f, 0) {
+		return 0
+	}
+	return f
 }
 
 // Shapes of /api/v1/rules and /api/v1/alerts, those of Prometheus.
@@ -178,8 +186,8 @@ func wanted(list []string, s string) bool { return len(list) == 0 || slices.Cont
 
 func (f *ruleFilter) group(g *storepb.RuleGroup) *apiGroup {
 	out := &apiGroup{
-		Name: g.GetName(), File: g.GetFile(), Rules: []any{}, Interval: g.GetInterval(), Limit: g.GetLimit(),
-		EvaluationTime: g.GetEvaluationDurationSeconds(), LastEvaluation: goTime(g.GetLastEvaluation()),
+		Name: g.GetName(), File: g.GetFile(), Rules: []any{}, Interval: finite(g.GetInterval()), Limit: g.GetLimit(),
+		EvaluationTime: finite(g.GetEvaluationDurationSeconds()), LastEvaluation: goTime(g.GetLastEvaluation()),
 	}
 	if !wanted(f.groups, g.GetName()) || !wanted(f.files, g.GetFile()) {
 		return out
@@ -188,9 +196,9 @@ func (f *ruleFilter) group(g *storepb.RuleGroup) *apiGroup {
 		if a := r.GetAlert(); a != nil && f.alerts && wanted(f.names, a.GetName()) && f.matches(a.GetLabels()) {
 			rule := &apiAlertingRule{
 				State: stateName(a.GetState()), Name: a.GetName(), Query: a.GetQuery(),
-				Duration: a.GetDurationSeconds(), KeepFiringFor: a.GetKeepFiringForSeconds(),
+				Duration: finite(a.GetDurationSeconds()), KeepFiringFor: finite(a.GetKeepFiringForSeconds()),
 				Labels: labelMap(a.GetLabels()), Annotations: labelMap(a.GetAnnotations()), Alerts: []*apiAlert{},
-				Health: a.GetHealth(), LastError: a.GetLastError(), EvaluationTime: a.GetEvaluationDurationSeconds(),
+				Health: a.GetHealth(), LastError: a.GetLastError(), EvaluationTime: finite(a.GetEvaluationDurationSeconds()),
 				LastEvaluation: goTime(a.GetLastEvaluation()), Type: "alerting",
 			}
 			if !f.hideAlerts {
@@ -201,7 +209,7 @@ func (f *ruleFilter) group(g *storepb.RuleGroup) *apiGroup {
 		if rec := r.GetRecording(); rec != nil && f.records && wanted(f.names, rec.GetName()) && f.matches(rec.GetLabels()) {
 			out.Rules = append(out.Rules, &apiRecordingRule{
 				Name: rec.GetName(), Query: rec.GetQuery(), Labels: labelMap(rec.GetLabels()),
-				Health: rec.GetHealth(), LastError: rec.GetLastError(), EvaluationTime: rec.GetEvaluationDurationSeconds(),
+				Health: rec.GetHealth(), LastError: rec.GetLastError(), EvaluationTime: finite(rec.GetEvaluationDurationSeconds()),
 				LastEvaluation: goTime(rec.GetLastEvaluation()), Type: "recording",
 			})
 		}
@@ -228,7 +236,7 @@ func appendAlerts(out []*apiAlert, rule *storepb.Alert) []*apiAlert {
 			State: stateName(a.GetState()), Value: a.GetValue(),
 		}
 		if t := a.GetActiveAt(); t != nil {
-			at := t.AsTime()
+			at := goTime(t)
 			alert.ActiveAt = &at
 		}
 		out = append(out, alert)
@@ -319,7 +327,7 @@ func (s *Server) targets(c *call) (*answer, error) {
 			out.Active = append(out.Active, &apiTarget{
 				DiscoveredLabels: d, Labels: labelMap(t.GetLabels()),
 				ScrapePool: t.GetScrapePool(), ScrapeURL: t.GetScrapeUrl(), GlobalURL: t.GetGlobalUrl(),
-				LastError: t.GetLastError(), LastScrape: goTime(t.GetLastScrape()), LastScrapeDuration: t.GetLastScrapeDuration(),
+				LastError: t.GetLastError(), LastScrape: goTime(t.GetLastScrape()), LastScrapeDuration: finite(t.GetLastScrapeDuration()),
 				Health: strings.ToLower(t.GetHealth().String()),
 				// Not in the message, but Prometheus keeps them here, too.
 				ScrapeInterval: d["__scrape_interval__"], ScrapeTimeout: d["__scrape_timeout__"],
@@ -447,15 +455,11 @@ type (
 		Value uint64 `json:"value"`
 	}
 	apiTSDB struct {
-		Head             apiHead   `json:"headStats"`
-		SeriesByMetric   []apiStat `json:"seriesCountByMetricName"`
-		ValuesByLabel    []apiStat `json:"labelValueCountByLabelName"`
-		MemoryByLabel    []apiStat `json:"memoryInBytesByLabelName"`
-		SeriesByPair     []apiStat `json:"seriesCountByLabelValuePair"`
-		heads            int
-		metric, value    map[string]uint64
-		memory, pair     map[string]uint64
-		sizeOfEveryTable int
+		Head           apiHead   `json:"headStats"`
+		SeriesByMetric []apiStat `json:"seriesCountByMetricName"`
+		ValuesByLabel  []apiStat `json:"labelValueCountByLabelName"`
+		MemoryByLabel  []apiStat `json:"memoryInBytesByLabelName"`
+		SeriesByPair   []apiStat `json:"seriesCountByLabelValuePair"`
 	}
 )
 
@@ -478,66 +482,72 @@ func (s *Server) tsdbStatus(c *call) (*answer, error) {
 	if err != nil {
 		return nil, err
 	}
-	total := newTSDB(limit)
+	total := newTSDBSum()
 	each := make(map[string]*apiTSDB, len(res.Entries))
 	for name, e := range res.Entries {
 		total.add(e)
-		one := newTSDB(limit)
+		one := newTSDBSum()
 		one.add(e)
-		each[name] = one.done()
+		each[name] = one.top(limit)
 	}
 	out := struct {
 		*apiTSDB
 		Backends map[string]*apiTSDB `json:"backends"`
-	}{total.done(), each}
+	}{total.top(limit), each}
 	return &answer{data: func(w *promjson.Writer) { w.JSON(out) }, queried: true, report: res.Report}, nil
 }
 
-func newTSDB(limit int) *apiTSDB {
-	return &apiTSDB{
-		metric: map[string]uint64{}, value: map[string]uint64{}, memory: map[string]uint64{}, pair: map[string]uint64{},
-		sizeOfEveryTable: limit,
-	}
+// tsdbSum adds statistics up.
+type tsdbSum struct {
+	head   apiHead
+	heads  int
+	tables [4]map[string]uint64
 }
 
-func (t *apiTSDB) add(e *storepb.TSDBStatisticsEntry) {
+func newTSDBSum() *tsdbSum {
+	s := &tsdbSum{}
+	for i := range s.tables {
+		s.tables[i] = map[string]uint64{}
+	}
+	return s
+}
+
+func (s *tsdbSum) add(e *storepb.TSDBStatisticsEntry) {
 	if h := e.GetHeadStatistics(); h != nil {
-		if t.heads == 0 {
-			t.Head.MinTime, t.Head.MaxTime = h.GetMinTime(), h.GetMaxTime()
+		if s.heads == 0 {
+			s.head.MinTime, s.head.MaxTime = h.GetMinTime(), h.GetMaxTime()
 		}
-		t.heads++
-		t.Head.NumSeries += h.GetNumSeries()
-		t.Head.NumLabelPairs += h.GetNumLabelPairs()
-		t.Head.ChunkCount += h.GetChunkCount()
-		t.Head.MinTime = min(t.Head.MinTime, h.GetMinTime())
-		t.Head.MaxTime = max(t.Head.MaxTime, h.GetMaxTime())
+		s.heads++
+		s.head.NumSeries += h.GetNumSeries()
+		s.head.NumLabelPairs += h.GetNumLabelPairs()
+		s.head.ChunkCount += h.GetChunkCount()
+		s.head.MinTime = min(s.head.MinTime, h.GetMinTime())
+		s.head.MaxTime = max(s.head.MaxTime, h.GetMaxTime())
 	}
-	for _, p := range []struct {
-		into map[string]uint64
-		from []*storepb.Statistic
-	}{
-		{t.metric, e.GetSeriesCountByMetricName()}, {t.value, e.GetLabelValueCountByLabelName()},
-		{t.memory, e.GetMemoryInBytesByLabelName()}, {t.pair, e.GetSeriesCountByLabelValuePair()},
+	for i, table := range [...][]*storepb.Statistic{
+		e.GetSeriesCountByMetricName(), e.GetLabelValueCountByLabelName(),
+		e.GetMemoryInBytesByLabelName(), e.GetSeriesCountByLabelValuePair(),
 	} {
-		for _, st := range p.from {
-			p.into[st.GetName()] += st.GetValue()
+		for _, st := range table {
+			s.tables[i][st.GetName()] += st.GetValue()
 		}
 	}
 }
 
-func (t *apiTSDB) done() *apiTSDB {
-	top := func(m map[string]uint64) []apiStat {
-		out := make([]apiStat, 0, len(m))
-		for name, v := range m {
-			out = append(out, apiStat{name, v})
+// top returns the sums with the n largest rows of each table.
+func (s *tsdbSum) top(n int) *apiTSDB {
+	var rows [len(s.tables)][]apiStat
+	for i, table := range s.tables {
+		rows[i] = make([]apiStat, 0, len(table))
+		for name, v := range table {
+			rows[i] = append(rows[i], apiStat{name, v})
 		}
-		slices.SortFunc(out, func(a, b apiStat) int {
+		slices.SortFunc(rows[i], func(a, b apiStat) int {
 			return cmp.Or(cmp.Compare(b.Value, a.Value), cmp.Compare(a.Name, b.Name))
 		})
-		return out[:min(len(out), t.sizeOfEveryTable)]
+		rows[i] = rows[i][:min(len(rows[i]), n)]
 	}
-	t.SeriesByMetric, t.ValuesByLabel, t.MemoryByLabel, t.SeriesByPair = top(t.metric), top(t.value), top(t.memory), top(t.pair)
-	return t
+	return &apiTSDB{Head: s.head, SeriesByMetric: rows[0], ValuesByLabel: rows[1], MemoryByLabel: rows[2], SeriesByPair: rows[3]}
 }
 
 // apiStore has the keys that Thanos uses, and after them ours.
@@ -650,7 +660,7 @@ func (s *Server) report(c *call) (*answer, error) {
 	if rep == nil {
 		return nil, notFound("report %s: not here; only the last %d are kept, by the process that answered. Add report=1 to a query to get its report along with the result", clip(id), s.o.MaxReports)
 	}
-	a := jsonAnswer(rep)
+	a := jsonAnswer(encodable(rep))
 	a.noStore = true
 	return a, nil
 }

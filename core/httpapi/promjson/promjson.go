@@ -34,9 +34,10 @@ const maxPooled = 4 * flushSize
 // Writer writes JSON. Methods may be called in any order that makes sense as
 // JSON; commas are the caller's. It is not safe for concurrent use.
 type Writer struct {
-	w   io.Writer
-	b   []byte
-	err error
+	w    io.Writer
+	b    []byte
+	err  error
+	sent bool
 }
 
 // writers keeps buffers between answers. Its content carries no state.
@@ -45,12 +46,12 @@ var writers = sync.Pool{New: func() any { return &Writer{b: make([]byte, 0, flus
 // NewWriter returns a Writer on w. Close must be called.
 func NewWriter(w io.Writer) *Writer {
 	jw := writers.Get().(*Writer)
-	jw.w, jw.b, jw.err = w, jw.b[:0], nil
+	jw.w, jw.b, jw.err, jw.sent = w, jw.b[:0], nil, false
 	return jw
 }
 
-// Close writes what is left and returns the first error of the underlying
-// writer. The Writer must not be used any more.
+// Close writes what is left and returns the first error; see Err. The Writer must
+// not be used any more.
 func (w *Writer) Close() error {
 	w.flush()
 	err := w.err
@@ -61,12 +62,17 @@ func (w *Writer) Close() error {
 	return err
 }
 
-// Err is the first error of the underlying writer. After one, everything else
-// that is written is dropped.
+// Err is the first error: of the underlying writer, or of a value that has no
+// JSON. After one, everything else that is written is dropped.
 func (w *Writer) Err() error { return w.err }
+
+// Sent says whether anything was passed on yet. An answer of which nothing was
+// can still become another one.
+func (w *Writer) Sent() bool { return w.sent }
 
 func (w *Writer) flush() {
 	if w.err == nil && len(w.b) > 0 {
+		w.sent = true
 		_, w.err = w.w.Write(w.b)
 	}
 	w.b = w.b[:0]
