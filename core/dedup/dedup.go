@@ -51,7 +51,8 @@ func Counter(fn string) bool {
 }
 
 // Effect counts what deduplication did. One Effect may serve many series of one
-// goroutine; the counts add up.
+// goroutine; the counts add up. Samples that were decoded together count together,
+// so a series that is not read to its end may count a few more than were read.
 type Effect struct {
 	// Switches is how often the source of samples changed from one replica to another.
 	Switches int

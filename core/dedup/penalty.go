@@ -34,14 +34,14 @@ type penalty struct {
 	ts []int64
 	vs []float64
 	i  int
-	// limit is the last time at which the winner wins without a look at the loser.
-	limit int64
+	// safe is how many of them the winner gives without a look at the loser.
+	safe int
+	adj  float64
+	// limit is the last time at which the winner wins without that look, and last
+	// the time of the sample before, as they are behind the safe ones.
+	limit, last int64
 	// tie is 0 if the winner wins on a tie, 1 if not.
-	tie  int64
-	last int64
-	// taken counts the samples of the winner.
-	taken *int
-	adj   float64
+	tie int64
 
 	a, b    side
 	useA    bool
@@ -59,7 +59,6 @@ type penalty struct {
 	// effect and idle serve counting; leaf is the replica of the last sample.
 	effect *Effect
 	leaf   int
-	idle   int
 }
 
 // side is one input and where it stands.
@@ -91,7 +90,6 @@ func newPenalty(replicas []chunkenc.Iterator, counter bool, e *Effect) *penalty 
 			n.a.inner = p
 		}
 		n.b.set(replicas[k], k)
-		n.taken = &n.idle
 		p = n
 	}
 	p.effect = e
@@ -150,17 +148,9 @@ func (s *side) raise(v float64) {
 
 // Next implements chunkenc.Iterator.
 func (p *penalty) Next() chunkenc.ValueType {
-	if i := p.i + 1; i < len(p.ts) {
-		if t := p.ts[i]; t <= p.limit {
-			// Overflow makes q small, which is what becomes of the seek in Thanos.
-			if q := t + 1 - p.tie + 2*(t-p.last); q > p.limit {
-				p.limit = q
-			}
-			p.i, p.last = i, t
-			p.unknown = false
-			*p.taken++
-			return chunkenc.ValFloat
-		}
+	if i := p.i + 1; i < p.safe {
+		p.i = i
+		return chunkenc.ValFloat
 	}
 	return p.choose()
 }
@@ -202,7 +192,7 @@ func (p *penalty) choose() chunkenc.ValueType {
 		o.settle()
 		switch {
 		case w.done && o.done:
-			p.done, p.vt, p.ts, p.vs, p.i = true, chunkenc.ValNone, nil, nil, 0
+			p.done, p.vt, p.ts, p.vs, p.i, p.safe = true, chunkenc.ValNone, nil, nil, 0, 0
 			return chunkenc.ValNone
 		case w.done:
 			w, o = o, w
@@ -231,9 +221,23 @@ func (p *penalty) choose() chunkenc.ValueType {
 	p.limit = o.bound() - p.tie
 	p.last, p.vt, p.adj = t, w.vt, w.adj
 	p.load(w)
+	p.ahead()
 	p.began = true
 	p.count(w)
 	return p.vt
+}
+
+// ahead finds out how long the winner goes on winning with what it has at hand.
+func (p *penalty) ahead() {
+	n, last, limit := 1, p.last, p.limit
+	for n < len(p.ts) && p.ts[n] <= limit {
+		t := p.ts[n]
+		// Overflow makes q small, which is what becomes of the seek in Thanos.
+		limit = max(limit, t+1-p.tie+2*(t-last))
+		last = t
+		n++
+	}
+	p.safe, p.last, p.limit = n, last, limit
 }
 
 // load takes over the samples that w has at hand.
@@ -251,7 +255,7 @@ func (p *penalty) load(w *side) {
 	p.ts, p.vs = p.oneT[:], p.oneV[:]
 }
 
-// count notes the sample as taken from w.
+// count notes the safe samples as taken from w.
 func (p *penalty) count(w *side) {
 	if p.effect == nil {
 		return
@@ -261,8 +265,7 @@ func (p *penalty) count(w *side) {
 		p.effect.Switches++
 	}
 	p.leaf = leaf
-	p.taken = &p.effect.Samples[leaf]
-	*p.taken++
+	p.effect.Samples[leaf] += p.safe
 }
 
 // source is the index of the replica that the current sample comes from.
@@ -280,11 +283,11 @@ func (s *side) source() int {
 // Seek implements chunkenc.Iterator. It goes through all samples, because which
 // ones are chosen depends on those before them.
 func (p *penalty) Seek(t int64) chunkenc.ValueType {
-	if p.done || p.began && p.last >= t {
+	if p.done || p.began && p.AtT() >= t {
 		return p.vt
 	}
 	for n := 0; ; n++ {
-		if vt := p.Next(); vt == chunkenc.ValNone || p.last >= t {
+		if vt := p.Next(); vt == chunkenc.ValNone || p.AtT() >= t {
 			p.unknown = p.unknown || n > 0
 			return vt
 		}
@@ -307,11 +310,16 @@ func (p *penalty) At() (int64, float64) {
 	if p.i >= len(p.vs) {
 		return p.last, 0
 	}
-	return p.last, p.value()
+	return p.ts[p.i], p.value()
 }
 
 // AtT implements chunkenc.Iterator.
-func (p *penalty) AtT() int64 { return p.last }
+func (p *penalty) AtT() int64 {
+	if p.i >= len(p.ts) {
+		return p.last
+	}
+	return p.ts[p.i]
+}
 
 func (p *penalty) winner() chunkenc.Iterator {
 	if p.useA {
