@@ -18,6 +18,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/cockroachdb/datadriven"
 	"github.com/google/go-cmp/cmp"
@@ -384,12 +386,17 @@ func TestDamage(t *testing.T) {
 	}
 }
 
-// TestDamagedLog: a broken record in the log hides the head, and says so.
+// TestDamagedLog: a broken record in the log hides what follows and says so, until
+// the log is repaired.
 func TestDamagedLog(t *testing.T) {
-	dir, _ := blocksIn(t)
+	dir, want := blocksIn(t)
 	segments, err := filepath.Glob(filepath.Join(dir, "wal", "0*"))
 	if err != nil || len(segments) == 0 {
 		t.Fatal(segments, err)
+	}
+	good, err := os.ReadFile(segments[0])
+	if err != nil {
+		t.Fatal(err)
 	}
 	damage(t, segments[0], func(b []byte) []byte {
 		for i := range min(200, len(b)) {
@@ -397,15 +404,31 @@ func TestDamagedLog(t *testing.T) {
 		}
 		return b
 	})
-	b := open(t, dir, labels.EmptyLabels())
-	all := &backend.SeriesRequest{MinTime: math.MinInt64, MaxTime: math.MaxInt64}
-	if _, _, err := read(t.Context(), b, all); err == nil || !strings.Contains(err.Error(), "segment") {
-		t.Fatal(err)
-	}
-	// Blocks alone still answer.
-	if got, notices, err := read(t.Context(), b, &backend.SeriesRequest{MinTime: 2000 * hour, MaxTime: 2002 * hour}); err != nil || len(notices) > 0 || len(got) == 0 {
-		t.Fatal(got, notices, err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		b, err := Open(Config{Path: dir}, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer b.Close()
+		all := &backend.SeriesRequest{MinTime: math.MinInt64, MaxTime: math.MaxInt64}
+		if _, _, err := read(t.Context(), b, all); err == nil || !strings.Contains(err.Error(), "segment") {
+			t.Fatal(err)
+		}
+		// Blocks alone still answer.
+		if got, notices, err := read(t.Context(), b, &backend.SeriesRequest{MinTime: 2000 * hour, MaxTime: 2002 * hour}); err != nil || len(notices) > 0 || len(got) == 0 {
+			t.Fatal(got, notices, err)
+		}
+		damage(t, segments[0], func([]byte) []byte { return good })
+		time.Sleep(90 * time.Second)
+		synctest.Wait()
+		got, _, err := read(t.Context(), b, all)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(want, got); d != "" {
+			t.Error(d[:min(len(d), 1000)])
+		}
+	})
 }
 
 // TestFixture reads a block that Thanos wrote and compares with the samples that

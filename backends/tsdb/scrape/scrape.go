@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math"
 	"net/http"
 	"sync"
@@ -137,6 +138,8 @@ type known struct {
 	ref   storage.SeriesRef
 	lset  labels.Labels
 	round uint64
+	// first is the round in which it came.
+	first uint64
 }
 
 // Once scrapes every target now, all with the time at.
@@ -191,6 +194,7 @@ func (s *Scraper) scrape(ctx context.Context, p *pool, at time.Time) {
 				err = errors.Join(err, rerr)
 			}
 			app = s.app.Appender(ctx)
+			maps.DeleteFunc(p.series, func(_ string, k *known) bool { return k.first == p.round })
 			p.round++
 		}
 	}
@@ -273,7 +277,7 @@ func (s *Scraper) append(app storage.Appender, p *pool, body []byte, contentType
 			if k == nil {
 				var ls labels.Labels
 				parser.Labels(&ls)
-				k = &known{lset: p.target.label(ls)}
+				k = &known{lset: p.target.label(ls), first: p.round}
 				p.series[string(text)] = k
 			}
 			if k.ref, err = app.Append(k.ref, k.lset, t, v); err != nil {

@@ -13,6 +13,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/tsdb/chunks"
@@ -144,7 +145,16 @@ type Follower struct {
 	dec        record.Decoder
 	// late are out-of-order samples, held until their series are known.
 	late []lateSample
+	// truncated is the last window truncated to.
+	truncated Window
+	// failed is what was wrong with the log at lastStart. It is read again from the
+	// beginning once in a while, in case that its owner has repaired it.
+	failed    error
+	lastStart time.Time
 }
+
+// retryAfter is the time between attempts to read a damaged log from the beginning.
+const retryAfter = time.Minute
 
 type lateSample struct {
 	ref chunks.HeadSeriesRef
@@ -183,23 +193,35 @@ func (f *Follower) Wasteful() bool {
 	f.head.bounds.Lock()
 	dead := f.head.dead
 	f.head.bounds.Unlock()
+	if dead <= 10_000 {
+		return false
+	}
 	live, _ := f.head.Stats()
-	return dead > 10_000 && dead > live
+	return dead > live
 }
 
 // Truncate frees samples that no reader will ask for: those before w.
 func (f *Follower) Truncate(w Window) {
-	if f.head != nil {
+	if f.head != nil && f.truncated != w {
+		f.truncated = w
 		f.head.truncate(w.MinTime, w.Segment)
 	}
 }
 
 // Poll reads what is new. restarted says that Head is another one from now on.
-// After an error the head is as before, or holds a part of what is new.
+// After an error the head is as before, or holds a part of what is new; the error
+// stays until the log is found repaired, which is tried once a minute.
 func (f *Follower) Poll(ctx context.Context) (restarted bool, err error) {
-	if f.head != nil {
+	switch {
+	case f.failed != nil && time.Since(f.lastStart) < retryAfter:
+		return false, f.failed
+	case f.failed == nil && f.head != nil:
 		err = f.advance(ctx)
-		if !errors.Is(err, errRestart) {
+		switch {
+		case err == nil || ctx.Err() != nil:
+			return false, err
+		case !errors.Is(err, errRestart):
+			f.failed, f.lastStart = err, time.Now()
 			return false, err
 		}
 		f.logger.Info("reading the write-ahead log again from its checkpoint", "dir", f.dir, "reason", err)
@@ -214,7 +236,11 @@ func (f *Follower) Poll(ctx context.Context) (restarted bool, err error) {
 			return true, nil
 		}
 		g.Close()
-		if ctx.Err() != nil || try >= 3 || !(errors.Is(err, errRestart) || errors.Is(err, fs.ErrNotExist)) {
+		if ctx.Err() != nil {
+			return false, err
+		}
+		if try >= 3 || !(errors.Is(err, errRestart) || errors.Is(err, fs.ErrNotExist)) {
+			f.failed, f.lastStart = err, time.Now()
 			return false, err
 		}
 	}
