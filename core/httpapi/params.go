@@ -32,12 +32,6 @@ var (
 	maxTime = time.Unix(math.MaxInt64/1000-62135596801, 999999999).UTC()
 )
 
-// Engines that a request may name.
-const (
-	enginePrometheus = "prometheus"
-	engineThanos     = "thanos"
-)
-
 // form holds the parameters of a request.
 type form struct{ values url.Values }
 
@@ -296,7 +290,7 @@ func (f form) options(def query.Options) (query.Options, error) {
 			if name == "" {
 				continue
 			}
-			if !model.UTF8Validation.IsValidLabelName(name) || name == labels.MetricName {
+			if !model.UTF8Validation.IsValidLabelName(name) || name == model.MetricNameLabel {
 				return o, badParam("replicaLabels[]", "%s cannot be a replica label; give the name of a label that tells replicas apart", clip(name))
 			}
 			o.ReplicaLabels = append(o.ReplicaLabels, name)
@@ -317,10 +311,10 @@ func (f form) options(def query.Options) (query.Options, error) {
 	}
 	switch s := f.get("engine"); s {
 	case "":
-	case enginePrometheus, engineThanos:
+	case query.EnginePrometheus, query.EngineThanos:
 		o.Engine = s
 	default:
-		return o, badParam("engine", "there is no engine %s; give %s or %s", clip(s), enginePrometheus, engineThanos)
+		return o, badParam("engine", "there is no engine %s; give %s or %s", clip(s), query.EnginePrometheus, query.EngineThanos)
 	}
 	if f.has("lookback_delta") {
 		d, err := f.duration("lookback_delta", 0)

@@ -135,7 +135,7 @@ func (s *Server) rangeRequest(c *call) (*query.Request, error) {
 }
 
 func queryAnswer(c *call, req *query.Request, res *query.Result, limit int) *answer {
-	a := &answer{queried: true, report: res.Report}
+	a := &answer{queried: true, report: res.Report, done: res.Close}
 	a.warnings, a.infos = res.Annotations.AsStrings(req.Query, maxAnnotations, maxAnnotations)
 	// They come out of a map.
 	slices.Sort(a.warnings)

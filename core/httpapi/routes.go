@@ -9,6 +9,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/promweave/promweave/core/query"
 )
 
 // route is a path, what may be done with it, and what its documentation says. One
@@ -193,7 +195,7 @@ func paramDocs() map[string]struct {
 		"stats":                 {text(), "Anything: adds statistics of the engine. all: with samples per step."},
 		"lookback_delta":        {text(), "How old a sample may be. " + span},
 		"timeout":               {text(), "Bound of the whole request, at most the configured one. " + span},
-		"engine":                {oneOf(enginePrometheus, engineThanos), "Engine to use."},
+		"engine":                {oneOf(query.EnginePrometheus, query.EngineThanos), "Engine to use."},
 		"shard_info":            {text(), `Part of the series to use: {"shard_index":0,"total_shards":2,"by":true,"labels":["pod"]}.`},
 		"analyze":               {boolean(), "Not supported; answered with a warning. Use report."},
 		"max_source_resolution": {text(), "Coarsest downsampling allowed: auto, or seconds, or a duration such as 5m; 0 is raw data only."},
@@ -220,7 +222,7 @@ var pathParam = regexp.MustCompile(`\{(\w+)(\.\.\.)?\}`)
 // openAPI writes the document for the routes. Parameters are described for the
 // address; a POST takes the same ones from a form.
 func openAPI(routes []route, prefix string) ([]byte, error) {
-	docs := paramDocs()
+	docs, shared := paramDocs(), schema{}
 	paths := map[string]map[string]any{}
 	for _, rt := range routes {
 		var inPath, params []any
@@ -230,7 +232,8 @@ func openAPI(routes []route, prefix string) ([]byte, error) {
 		formProps := schema{}
 		for _, name := range rt.params {
 			d := docs[name]
-			params = append(params, schema{"name": name, "in": "query", "description": d.doc, "schema": d.schema})
+			params = append(params, schema{"$ref": "#/components/parameters/" + component(name)})
+			shared[component(name)] = schema{"name": name, "in": "query", "description": d.doc, "schema": d.schema}
 			formProps[name] = d.schema
 		}
 		ok := schema{"description": "Success."}
@@ -279,6 +282,7 @@ func openAPI(routes []route, prefix string) ([]byte, error) {
 		"servers": []schema{{"url": server}},
 		"paths":   paths,
 		"components": schema{
+			"parameters": shared,
 			"schemas": schema{
 				"LabelSet": mapOf(text()),
 				"QueryData": object("resultType", oneOf("vector", "matrix", "scalar", "string"), "result", list(schema{})).
@@ -302,6 +306,9 @@ func openAPI(routes []route, prefix string) ([]byte, error) {
 		},
 	}, "", "  ")
 }
+
+// component is the name of a parameter where brackets are not allowed.
+func component(param string) string { return strings.TrimSuffix(param, "[]") }
 
 func envelope(data schema) schema {
 	return object("status", oneOf("success"), "data", data).

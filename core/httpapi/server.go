@@ -258,6 +258,9 @@ func (s *Server) serve(rt route) http.HandlerFunc {
 			s.fail(w, r, err)
 			return
 		}
+		if a.done != nil {
+			defer a.done()
+		}
 		s.respond(w, r, f, a)
 	}
 }
@@ -280,6 +283,8 @@ type answer struct {
 	// noStore forbids caches to keep the answer even if it is complete.
 	noStore         bool
 	warnings, infos []string
+	// done is called when the answer was written, or could not be; it may be nil.
+	done func()
 }
 
 // jsonAnswer is an answer without a report.

@@ -30,6 +30,8 @@ import (
 	"github.com/promweave/promweave/sdk/remoteread"
 )
 
+var _ Queries = (*query.Service)(nil)
+
 func TestLargeBody(t *testing.T) {
 	s := newServer(t, &fake{}, func(o *Options) { o.MaxFormBytes = 100 })
 	for _, tc := range []struct {

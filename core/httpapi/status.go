@@ -21,6 +21,7 @@ import (
 
 	"github.com/promweave/promweave/core/httpapi/promjson"
 	"github.com/promweave/promweave/core/membership"
+	"github.com/promweave/promweave/core/query"
 	"github.com/promweave/promweave/core/report"
 	"github.com/promweave/promweave/sdk/backend"
 	"github.com/promweave/promweave/sdk/storepb"
@@ -482,72 +483,40 @@ func (s *Server) tsdbStatus(c *call) (*answer, error) {
 	if err != nil {
 		return nil, err
 	}
-	total := newTSDBSum()
 	each := make(map[string]*apiTSDB, len(res.Entries))
 	for name, e := range res.Entries {
-		total.add(e)
-		one := newTSDBSum()
-		one.add(e)
-		each[name] = one.top(limit)
+		each[name] = tsdbOf(query.SumStatistics(map[string]*storepb.TSDBStatisticsEntry{name: e}, limit))
 	}
 	out := struct {
 		*apiTSDB
 		Backends map[string]*apiTSDB `json:"backends"`
-	}{total.top(limit), each}
+	}{tsdbOf(query.SumStatistics(res.Entries, limit)), each}
 	return &answer{data: func(w *promjson.Writer) { w.JSON(out) }, queried: true, report: res.Report}, nil
 }
 
-// tsdbSum adds statistics up.
-type tsdbSum struct {
-	head   apiHead
-	heads  int
-	tables [4]map[string]uint64
+func tsdbOf(e *storepb.TSDBStatisticsEntry) *apiTSDB {
+	h := e.GetHeadStatistics()
+	out := &apiTSDB{
+		Head: apiHead{
+			NumSeries: h.GetNumSeries(), NumLabelPairs: h.GetNumLabelPairs(), ChunkCount: h.GetChunkCount(),
+			MinTime: h.GetMinTime(), MaxTime: h.GetMaxTime(),
+		},
+		SeriesByMetric: tsdbStats(e.GetSeriesCountByMetricName()), ValuesByLabel: tsdbStats(e.GetLabelValueCountByLabelName()),
+		MemoryByLabel: tsdbStats(e.GetMemoryInBytesByLabelName()), SeriesByPair: tsdbStats(e.GetSeriesCountByLabelValuePair()),
+	}
+	if out.Head.MinTime > out.Head.MaxTime {
+		// No backend has a head.
+		out.Head.MinTime, out.Head.MaxTime = 0, 0
+	}
+	return out
 }
 
-func newTSDBSum() *tsdbSum {
-	s := &tsdbSum{}
-	for i := range s.tables {
-		s.tables[i] = map[string]uint64{}
+func tsdbStats(list []*storepb.Statistic) []apiStat {
+	out := make([]apiStat, 0, len(list))
+	for _, st := range list {
+		out = append(out, apiStat{st.GetName(), st.GetValue()})
 	}
-	return s
-}
-
-func (s *tsdbSum) add(e *storepb.TSDBStatisticsEntry) {
-	if h := e.GetHeadStatistics(); h != nil {
-		if s.heads == 0 {
-			s.head.MinTime, s.head.MaxTime = h.GetMinTime(), h.GetMaxTime()
-		}
-		s.heads++
-		s.head.NumSeries += h.GetNumSeries()
-		s.head.NumLabelPairs += h.GetNumLabelPairs()
-		s.head.ChunkCount += h.GetChunkCount()
-		s.head.MinTime = min(s.head.MinTime, h.GetMinTime())
-		s.head.MaxTime = max(s.head.MaxTime, h.GetMaxTime())
-	}
-	for i, table := range [...][]*storepb.Statistic{
-		e.GetSeriesCountByMetricName(), e.GetLabelValueCountByLabelName(),
-		e.GetMemoryInBytesByLabelName(), e.GetSeriesCountByLabelValuePair(),
-	} {
-		for _, st := range table {
-			s.tables[i][st.GetName()] += st.GetValue()
-		}
-	}
-}
-
-// top returns the sums with the n largest rows of each table.
-func (s *tsdbSum) top(n int) *apiTSDB {
-	var rows [len(s.tables)][]apiStat
-	for i, table := range s.tables {
-		rows[i] = make([]apiStat, 0, len(table))
-		for name, v := range table {
-			rows[i] = append(rows[i], apiStat{name, v})
-		}
-		slices.SortFunc(rows[i], func(a, b apiStat) int {
-			return cmp.Or(cmp.Compare(b.Value, a.Value), cmp.Compare(a.Name, b.Name))
-		})
-		rows[i] = rows[i][:min(len(rows[i]), n)]
-	}
-	return &apiTSDB{Head: s.head, SeriesByMetric: rows[0], ValuesByLabel: rows[1], MemoryByLabel: rows[2], SeriesByPair: rows[3]}
+	return out
 }
 
 // apiStore has the keys that Thanos uses, and after them ours.
