@@ -4,4 +4,10 @@
 // Promweave answers one PromQL query from many stores.
 package main
 
-func main() {}
+import (
+	"os"
+
+	"github.com/promweave/promweave/bins/promweave/internal/cli"
+)
+
+func main() { os.Exit(cli.Main(os.Args[1:], os.Stdout, os.Stderr)) }

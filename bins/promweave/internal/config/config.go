@@ -23,6 +23,9 @@ const DefaultFile = "promweave.yaml"
 // DefaultDataDir holds the embedded TSDB of a configuration without backends.
 const DefaultDataDir = "./promweave-data"
 
+// defaultRetention is that of Prometheus.
+const defaultRetention = 15 * 24 * time.Hour
+
 // Kinds of backends of this release.
 const (
 	KindTSDB       = "tsdb"
@@ -130,6 +133,8 @@ type TimeRange struct {
 type TSDB struct {
 	Path     string `koanf:"path" path:"yes" doc:"directory of the TSDB"`
 	ReadOnly bool   `koanf:"read_only" doc:"never write to the directory, not even its lock; needed when a Prometheus owns it"`
+	// Retention is for a directory that is written to.
+	Retention time.Duration `koanf:"retention" doc:"how long samples are kept in a directory that is written to"`
 }
 
 // StoreAPI is one or more endpoints that speak the Thanos StoreAPI. One of
@@ -148,8 +153,8 @@ type Prometheus struct {
 	URL      string        `koanf:"url" doc:"URL of the server, without /api"`
 	Auth     Auth          `koanf:"auth"`
 	TLS      ClientTLS     `koanf:"tls"`
-	Timeout  time.Duration `koanf:"timeout" doc:"longest time until the server's response begins"`
-	ReadMode string        `koanf:"read_mode" doc:"form of remote read: auto, chunks or samples"`
+	Timeout  time.Duration `koanf:"timeout" doc:"longest time for one request to the server; 0 is 2m"`
+	ReadMode string        `koanf:"read_mode" doc:"form of remote read: auto, streamed or samples"`
 }
 
 // Auth is how a client says who it is over HTTP: nothing, a user or a token.
@@ -207,7 +212,7 @@ func base() Config {
 }
 
 func (c *Config) embed() {
-	c.Backends = []Backend{{Name: "local", Kind: KindTSDB, TSDB: &TSDB{Path: DefaultDataDir}}}
+	c.Backends = []Backend{{Name: "local", Kind: KindTSDB, TSDB: &TSDB{Path: DefaultDataDir, Retention: defaultRetention}}}
 	if c.SelfScrape.Backend == "" {
 		c.SelfScrape.Backend = "local"
 	}

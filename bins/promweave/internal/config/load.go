@@ -438,7 +438,7 @@ func (l *loader) decode(c *Config) {
 		l.into(m, &b)
 		switch kind {
 		case KindTSDB:
-			b.TSDB = &TSDB{}
+			b.TSDB = &TSDB{Retention: defaultRetention}
 			l.into(conf, b.TSDB)
 		case KindStoreAPI:
 			b.StoreAPI = &StoreAPI{Compression: "none"}

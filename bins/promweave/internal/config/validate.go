@@ -146,8 +146,13 @@ func validateBackend(b *Backend, at string, bad func(key, format string, args ..
 	case KindTSDB:
 		if b.TSDB == nil || b.TSDB.Path == "" {
 			bad(conf+".path", "missing: the directory of the TSDB")
+		} else if !b.TSDB.ReadOnly && b.TSDB.Retention < 2*time.Hour {
+			bad(conf+".retention", "%s is less than the 2h that a TSDB keeps in memory", model.Duration(b.TSDB.Retention))
 		}
 	case KindStoreAPI:
+		if len(b.ExternalLabels) > 0 {
+			bad(at+".external_labels", "endpoints of the StoreAPI bring labels of their own: set them there")
+		}
 		validateStoreAPI(b.StoreAPI, conf, bad)
 	case KindPrometheus:
 		validatePrometheus(b.Prometheus, conf, bad)
@@ -195,7 +200,7 @@ func storeAddress(bad func(key, format string, args ...any), key, addr string) {
 		lookup, name = addr[:i], addr[i+1:]
 	}
 	switch lookup {
-	case "", "dns", "dnsdualstack":
+	case "", "dns":
 		hostPort(bad, key, name)
 	case "dnssrv", "dnssrvnoa":
 		if name == "" {
@@ -231,8 +236,8 @@ func validatePrometheus(p *Prometheus, at string, bad func(key, format string, a
 	case a.BearerToken != "" && a.BearerTokenFile != "":
 		bad(at+".auth.bearer_token_file", "bearer_token is given too: give one of them")
 	}
-	if !slices.Contains([]string{"auto", "chunks", "samples"}, p.ReadMode) {
-		bad(at+".read_mode", "%q is none of auto, chunks, samples", p.ReadMode)
+	if !slices.Contains([]string{"auto", "streamed", "samples"}, p.ReadMode) {
+		bad(at+".read_mode", "%q is none of auto, streamed, samples", p.ReadMode)
 	}
 	clientTLS(bad, at+".tls", p.TLS)
 }
