@@ -80,7 +80,17 @@ func (l *lookup) names(rest []*labels.Matcher) ([]string, error) {
 
 // values returns the stored values of a label on series that match.
 func (l *lookup) values(name string, rest []*labels.Matcher) ([]string, error) {
+	present, err := labels.NewMatcher(labels.MatchNotEqual, name, "")
+	if err != nil {
+		return nil, backend.Errorf(backend.ErrInvalid, "label values: %w", err)
+	}
 	sel, ok, exact := exactSelector(rest)
+	if len(rest) > 0 && !ok {
+		// The API wants one matcher that does not accept the empty string, and this
+		// one changes nothing.
+		rest = append(rest[:len(rest):len(rest)], present)
+		sel, ok, exact = exactSelector(rest)
+	}
 	if (len(rest) == 0 || ok && exact) && askable(name) {
 		out, err := l.ask("/api/v1/label/"+url.PathEscape(name)+"/values", rest, sel)
 		// Before version 3 the API takes plain names only.
@@ -89,10 +99,6 @@ func (l *lookup) values(name string, rest []*labels.Matcher) ([]string, error) {
 		}
 	}
 	found := map[string]struct{}{}
-	present, err := labels.NewMatcher(labels.MatchNotEqual, name, "")
-	if err != nil {
-		return nil, backend.Errorf(backend.ErrInvalid, "label values: %w", err)
-	}
 	err = l.scan(append(rest[:len(rest):len(rest)], present), func(ls labels.Labels) {
 		found[strings.Clone(ls.Get(name))] = struct{}{}
 	})
