@@ -30,8 +30,6 @@ import (
 	"github.com/promweave/promweave/sdk/remoteread"
 )
 
-var _ Queries = (*query.Service)(nil)
-
 func TestLargeBody(t *testing.T) {
 	s := newServer(t, &fake{}, func(o *Options) { o.MaxFormBytes = 100 })
 	for _, tc := range []struct {
