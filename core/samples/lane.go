@@ -434,7 +434,10 @@ func (l *lane) histogram() (vt chunkenc.ValueType) {
 			vt = chunkenc.ValNone
 		}
 	}()
-	for skipped := false; ; skipped = true {
+	// What a chunk's first sample says is about another chunk, which may not be the
+	// one played before.
+	unknown := l.prev == math.MinInt64
+	for ; ; unknown = true {
 		vt = l.hist.Next()
 		if vt == chunkenc.ValNone {
 			if err := l.hist.Err(); err != nil {
@@ -471,7 +474,7 @@ func (l *lane) histogram() (vt chunkenc.ValueType) {
 		if t < l.from {
 			continue
 		}
-		l.i, l.n, l.ts[0], l.vt, l.unknown = 0, 1, t, vt, skipped
+		l.i, l.n, l.ts[0], l.vt, l.unknown = 0, 1, t, vt, unknown
 		return vt
 	}
 }
