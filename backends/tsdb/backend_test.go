@@ -24,6 +24,7 @@ import (
 	"github.com/cockroachdb/datadriven"
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/exemplar"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/model/value"
@@ -85,7 +86,7 @@ func selector(t *testing.T, s string) []*labels.Matcher {
 		if err2 != nil {
 			t.Fatal(err, err2)
 		}
-		ms = slices.DeleteFunc(e.(*parser.VectorSelector).LabelMatchers, func(m *labels.Matcher) bool { return m.Name == labels.MetricName })
+		ms = slices.DeleteFunc(e.(*parser.VectorSelector).LabelMatchers, func(m *labels.Matcher) bool { return m.Name == model.MetricNameLabel })
 	}
 	return ms
 }
@@ -482,7 +483,7 @@ func TestFixture(t *testing.T) {
 				}
 				continue
 			}
-			bits := math.Float64bits(math.NaN())
+			var bits uint64
 			switch v {
 			case "NaN":
 				bits = value.NormalNaN

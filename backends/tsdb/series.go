@@ -242,18 +242,19 @@ func (c *indexCursor) err() error              { return c.failed }
 func (c *indexCursor) next() bool {
 	for c.failed == nil && c.postings.Next() {
 		ref := c.postings.At()
+		// Before the series: what the head leaves out depends on it.
+		var deleted tombstones.Intervals
+		if c.src.deleted != nil {
+			if deleted, c.failed = c.src.deleted(ref); c.failed != nil {
+				return false
+			}
+		}
 		if err := c.src.index.Series(ref, &c.builder, &c.metas); err != nil {
 			if errors.Is(err, storage.ErrNotFound) {
 				continue // gone from the head since the postings were read
 			}
 			c.failed = err
 			return false
-		}
-		var deleted tombstones.Intervals
-		if c.src.deleted != nil {
-			if deleted, c.failed = c.src.deleted(ref); c.failed != nil {
-				return false
-			}
 		}
 		n := 0
 		for _, m := range c.metas {
@@ -268,12 +269,16 @@ func (c *indexCursor) next() bool {
 		}
 		c.metas = c.metas[:n]
 		c.chks = c.chks[:0]
-		if !c.skipChunks {
+		// Only the samples tell whether anything is left of a chunk with deletions.
+		if !c.skipChunks || len(deleted) > 0 {
 			if c.failed = c.load(deleted); c.failed != nil {
 				return false
 			}
 			if len(c.chks) == 0 {
 				continue
+			}
+			if c.skipChunks {
+				c.chks = c.chks[:0]
 			}
 		}
 		c.lset = c.builder.Labels()
@@ -303,7 +308,12 @@ func (c *indexCursor) load(deleted tombstones.Intervals) error {
 			if err != nil {
 				return fmt.Errorf("series %s: %w", c.builderLabels(), err)
 			}
-			c.chks = append(c.chks, kept...)
+			for _, k := range kept {
+				// What is left may lie outside.
+				if k.MaxTime >= c.mint && k.MinTime <= c.maxt {
+					c.chks = append(c.chks, k)
+				}
+			}
 			continue
 		}
 		c.chks = append(c.chks, toChunk(m))

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb"
@@ -206,7 +207,7 @@ func (b *Backend) Statistics(ctx context.Context, limit int) (*storepb.TSDBStati
 	stats := &index.PostingsStats{}
 	var notices []backend.Notice
 	if b.own != nil {
-		h := b.own.db.Head().Stats(labels.MetricName, limit)
+		h := b.own.db.Head().Stats(model.MetricNameLabel, limit)
 		head.NumSeries, head.MinTime, head.MaxTime, stats = h.NumSeries, h.MinTime, h.MaxTime, h.IndexPostingStats
 		if n, err := gatheredChunks(b.own.reg); err == nil {
 			head.ChunkCount = n
@@ -224,7 +225,7 @@ func (b *Backend) Statistics(ctx context.Context, limit int) (*storepb.TSDBStati
 			series, chunks := v.head.Stats()
 			head.NumSeries, head.ChunkCount = uint64(series), int64(chunks)
 			head.MinTime, head.MaxTime, _ = v.head.Bounds()
-			stats = v.head.PostingsStats(labels.MetricName, limit)
+			stats = v.head.PostingsStats(model.MetricNameLabel, limit)
 		}
 	}
 	head.NumLabelPairs = uint64(stats.NumLabelPairs)

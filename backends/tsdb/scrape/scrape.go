@@ -25,6 +25,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/exemplar"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/model/textparse"
@@ -224,7 +225,7 @@ func (s *Scraper) end(ctx context.Context, p *pool, at time.Time) error {
 }
 
 func (p *pool) report(app storage.Appender, name string, t int64, v float64) error {
-	ls := labels.FromStrings(labels.MetricName, name, "job", p.target.Job, "instance", p.target.Instance)
+	ls := labels.FromStrings(model.MetricNameLabel, name, "job", p.target.Job, "instance", p.target.Instance)
 	ref, err := app.Append(p.extra[name], ls, t, v)
 	p.extra[name] = ref
 	return err

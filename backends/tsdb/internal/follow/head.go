@@ -360,7 +360,7 @@ type Window struct {
 type Reader struct {
 	head   *Head
 	window Window
-	// skipChunks leaves the Chunk of metas empty.
+	// skipChunks leaves the Chunk of metas empty, where no deletions ask for it.
 	skipChunks bool
 }
 
@@ -408,7 +408,7 @@ func (r *Reader) Series(ref storage.SeriesRef, b *labels.ScratchBuilder, chks *[
 	}
 	if s.open != nil && s.openMax >= r.window.MinTime {
 		m := chunks.Meta{MinTime: s.openMin, MaxTime: s.openMax}
-		if !r.skipChunks {
+		if !r.skipChunks || len(s.deleted) > 0 {
 			// The open chunk is appended to in place, down to its last byte.
 			c, err := chunkenc.FromData(s.open.Encoding(), slices.Clone(s.open.Bytes()))
 			if err != nil {
