@@ -22,6 +22,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/klauspost/compress/snappy"
 	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/tsdb/chunkenc"
 
 	"github.com/promweave/promweave/backends/prometheus"
 	"github.com/promweave/promweave/sdk/backend"
@@ -268,6 +269,45 @@ func TestRealChange(t *testing.T) {
 	}
 }
 
+// TestRealHistograms checks that native histograms survive.
+func TestRealHistograms(t *testing.T) {
+	s := newServer(t, euR1)
+	start := time.Now().Add(-time.Hour).UnixMilli()
+	ts := &prompb.TimeSeries{Labels: []*prompb.Label{{Name: "__name__", Value: "h"}}}
+	for i := range int64(3) {
+		ts.Histograms = append(ts.Histograms, &prompb.Histogram{
+			Timestamp: start + i, Sum: float64(i), Schema: 1, Count: &prompb.Histogram_CountInt{CountInt: uint64(2 * (i + 1))},
+			PositiveSpans: []*prompb.BucketSpan{{Offset: 1, Length: 2}}, PositiveDeltas: []int64{i + 1, 0},
+			ZeroCount: &prompb.Histogram_ZeroCountInt{},
+		})
+	}
+	b, err := (&storepb.WriteRequest{Timeseries: []*prompb.TimeSeries{ts}}).MarshalVTStrict()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.post("/api/v1/write", snappy.Encode(nil, b))
+	n := 0
+	for batch, err := range connect(t, s, nil).Series(t.Context(), &backend.SeriesRequest{MinTime: start, MaxTime: start + 2, Matchers: matchers(t, `{__name__="h"}`)}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range batch.At(0).Chunks {
+			x, err := chunkenc.FromData(c.Raw.Encoding, c.Raw.Data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for it := x.Iterator(nil); it.Next() == chunkenc.ValHistogram; n++ {
+				if at, h := it.AtHistogram(nil); at != start+int64(n) || h.Count != uint64(2*(n+1)) || h.Sum != float64(n) {
+					t.Errorf("at %d: %s", at, h)
+				}
+			}
+		}
+	}
+	if n != 3 {
+		t.Errorf("%d histograms", n)
+	}
+}
+
 // TestRealMetadata asks a real server for everything else.
 func TestRealMetadata(t *testing.T) {
 	s := newServer(t, euR1)
@@ -276,7 +316,16 @@ func TestRealMetadata(t *testing.T) {
 	if err != nil || len(groups) != 1 || len(groups[0].Rules) != 2 || groups[0].Rules[1].GetAlert().GetName() != "Always" {
 		t.Errorf("rules %v, %v", groups, err)
 	}
-	targets, _, err := b.Targets(t.Context(), storepb.TargetsRequest_ANY)
+	// The server finds its targets some seconds after it is ready.
+	var targets *storepb.TargetDiscovery
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for range 300 {
+		if targets, _, err = b.Targets(t.Context(), storepb.TargetsRequest_ANY); err != nil || len(targets.ActiveTargets) > 0 {
+			break
+		}
+		<-tick.C
+	}
 	if err != nil || len(targets.ActiveTargets) != 1 || len(targets.ActiveTargets[0].Labels.Labels) != 4 {
 		t.Errorf("targets %v, %v", targets, err)
 	}

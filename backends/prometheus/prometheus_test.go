@@ -5,11 +5,15 @@ package prometheus_test
 
 import (
 	"context"
+	"encoding/base64"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"math"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -314,6 +318,38 @@ func TestFramesThenError(t *testing.T) {
 	}
 }
 
+// TestSloppyRange is a server that sends whole series whatever the range.
+func TestSloppyRange(t *testing.T) {
+	f := &fake{data: []stored{
+		{labels.FromStrings("a", "early"), base, 1000, 5}, {labels.FromStrings("a", "long"), base, 1000, 700},
+	}}
+	f.intercept = func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.HasSuffix(r.URL.Path, "/read") {
+			return false
+		}
+		seq := func(yield func(*backend.Batch, error) bool) {
+			for _, s := range f.data {
+				b := backend.NewBatch(1)
+				chunks, err := remoteread.EncodeChunks(s.samples(math.MinInt64, math.MaxInt64))
+				b.Append(backend.Series{Labels: s.labels, Chunks: chunks})
+				if !yield(b, err) {
+					return
+				}
+			}
+		}
+		remoteread.WriteStreamed(w, []iter.Seq2[*backend.Batch, error]{seq}, remoteread.StreamOptions{})
+		return true
+	}
+	req := &backend.SeriesRequest{MinTime: base + 200_000, MaxTime: base + 210_000}
+	got, err := collect(t, open(t, f, nil), req) // Checks each chunk, too.
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(want(f.data, labels.EmptyLabels(), req), got); d != "" {
+		t.Error(d)
+	}
+}
+
 func TestBufferLimit(t *testing.T) {
 	for name, c := range map[string]struct {
 		f    *fake
@@ -433,6 +469,57 @@ func TestConfigErrors(t *testing.T) {
 		if _, err := prometheus.New(c, nil); backend.Kind(err) != backend.ErrInvalid {
 			t.Errorf("%s: error %v", name, err)
 		}
+	}
+}
+
+// TestHTTPConfig connects over TLS with every kind of identification.
+func TestHTTPConfig(t *testing.T) {
+	f := &fake{lowest: "0"}
+	var seen http.Header
+	f.intercept = func(_ http.ResponseWriter, r *http.Request) bool {
+		seen = r.Header.Clone()
+		return false
+	}
+	srv := httptest.NewTLSServer(f)
+	defer srv.Close()
+	dir := t.TempDir()
+	file := func(name, text string) string {
+		p := filepath.Join(dir, name)
+		if err := os.WriteFile(p, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	ca := file("ca.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})))
+	secret := file("secret", "s3\n")
+	basic := "Basic " + base64.StdEncoding.EncodeToString([]byte("u:s3"))
+	for name, c := range map[string]struct {
+		http prometheus.HTTPConfig
+		want string
+		kind error
+	}{
+		"basic":        {http: prometheus.HTTPConfig{Username: "u", Password: "s3"}, want: basic},
+		"basic file":   {http: prometheus.HTTPConfig{Username: "u", PasswordFile: secret}, want: basic},
+		"bearer":       {http: prometheus.HTTPConfig{BearerToken: "s3", Headers: map[string]string{"X-Scope-OrgID": "t"}}, want: "Bearer s3"},
+		"bearer file":  {http: prometheus.HTTPConfig{BearerTokenFile: secret}, want: "Bearer s3"},
+		"file gone":    {http: prometheus.HTTPConfig{BearerTokenFile: secret + "x"}, kind: backend.ErrUnavailable},
+		"unknown CA":   {http: prometheus.HTTPConfig{TLS: prometheus.TLSConfig{ServerName: "nobody.example"}}, kind: backend.ErrUnavailable},
+		"any CA":       {http: prometheus.HTTPConfig{TLS: prometheus.TLSConfig{InsecureSkipVerify: true}}},
+		"example name": {http: prometheus.HTTPConfig{TLS: prometheus.TLSConfig{ServerName: "example.com"}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if c.http.TLS.ServerName != "nobody.example" && !c.http.TLS.InsecureSkipVerify {
+				c.http.TLS.CAFile = ca
+			}
+			b := open(t, f, func(cfg *prometheus.Config) { cfg.URL, cfg.Client, cfg.HTTP = srv.URL, nil, c.http })
+			_, err := b.Info(t.Context())
+			if backend.Kind(err) != c.kind {
+				t.Fatalf("error %v, want kind %v", err, c.kind)
+			}
+			if err == nil && (seen.Get("Authorization") != c.want || seen.Get("X-Scope-OrgID") != c.http.Headers["X-Scope-OrgID"] || seen.Get("Accept-Encoding") == "gzip") {
+				t.Errorf("headers %v", seen)
+			}
+		})
 	}
 }
 

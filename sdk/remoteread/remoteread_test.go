@@ -293,7 +293,7 @@ func TestAnswersThatAreNone(t *testing.T) {
 		}, backend.ErrInternal, "snappy"},
 		"not found": {func(w http.ResponseWriter, _ *http.Request) { http.NotFound(w, nil) }, backend.ErrUnsupported, "check the URL"},
 		"forbidden": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(403) }, backend.ErrDenied, "credentials"},
-		"busy":      {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "busy", 503) }, backend.ErrUnavailable, "busy"},
+		"busy":      {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "busy", http.StatusServiceUnavailable) }, backend.ErrUnavailable, "busy"},
 		"failed":    {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "\x00\x01", 500) }, backend.ErrInternal, "Internal Server Error"},
 	} {
 		if _, err := exchangeWith(c.h, all); backend.Kind(err) != c.kind || !strings.Contains(err.Error(), c.text) {
