@@ -26,7 +26,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"slices"
 	"strings"
@@ -107,7 +106,8 @@ type Endpoints struct {
 	stop context.CancelFunc
 	done sync.WaitGroup
 
-	// finder is the discovery, used by one goroutine at a time.
+	// round is held during a round of discovery.
+	round  sync.Mutex
 	finder *finder
 	// updated, if set, is called after every round; for tests.
 	updated func()
@@ -200,6 +200,8 @@ func (e *Endpoints) run(ctx context.Context, w *watcher) {
 
 // refresh does one round of discovery.
 func (e *Endpoints) refresh(ctx context.Context) {
+	e.round.Lock()
+	defer e.round.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
 	e.apply(e.finder.round(ctx, time.Now()))
@@ -340,13 +342,4 @@ func (c *TLSConfig) build() (*tls.Config, error) {
 		}
 	}
 	return out, nil
-}
-
-// hostOf is the host in host:port.
-func hostOf(addr string) string {
-	host, _, err := net.SplitHostPort(addr)
-	if err != nil {
-		return addr
-	}
-	return host
 }

@@ -186,9 +186,14 @@ func (z *zone) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 
 func open(t *testing.T, cfg Config) (*Endpoints, <-chan struct{}) {
 	t.Helper()
-	updated := make(chan struct{}, 100)
+	updated := make(chan struct{}, 1)
 	cfg.RefreshInterval = time.Hour // Tests refresh by hand.
-	e, err := newEndpoints(cfg, nil, func() { updated <- struct{}{} })
+	e, err := newEndpoints(cfg, nil, func() {
+		select {
+		case updated <- struct{}{}:
+		default:
+		}
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

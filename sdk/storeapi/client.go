@@ -40,6 +40,9 @@ const (
 	maxSentTime = 9223309901257974
 )
 
+// metricName is the label with the name of the metric.
+const metricName = "__name__"
+
 // noLabel is a label that no series has, so that noLabel="" selects everything.
 //
 // A request with matchers on external labels only is one with no matcher at all
@@ -164,7 +167,7 @@ func hasAny(ls labels.Labels, names []string) bool {
 	return slices.ContainsFunc(names, ls.Has)
 }
 
-func isNameMatcher(m *labels.Matcher) bool { return m.Name == labels.MetricName }
+func isNameMatcher(m *labels.Matcher) bool { return m.Name == metricName }
 
 // refusesMatchers says whether the endpoint may refuse these matchers in a
 // request for label sets only. A sidecar then asks Prometheus' /api/v1/series,
@@ -201,8 +204,8 @@ func (c *Client) refusesMatchers(ms []*labels.Matcher) bool {
 func (c *Client) namedAndNameless(ctx context.Context, req *backend.SeriesRequest, m *storepb.SeriesRequest) iter.Seq2[*backend.Batch, error] {
 	other := SeriesRequestToWire(req)
 	other.MinTime, other.MaxTime, other.ResponseBatchSize = m.MinTime, m.MaxTime, m.ResponseBatchSize
-	m.Matchers = append(m.Matchers, &storepb.LabelMatcher{Type: storepb.LabelMatcher_NEQ, Name: labels.MetricName})
-	other.Matchers = append(other.Matchers, &storepb.LabelMatcher{Type: storepb.LabelMatcher_EQ, Name: labels.MetricName})
+	m.Matchers = append(m.Matchers, &storepb.LabelMatcher{Type: storepb.LabelMatcher_NEQ, Name: metricName})
+	other.Matchers = append(other.Matchers, &storepb.LabelMatcher{Type: storepb.LabelMatcher_EQ, Name: metricName})
 	other.SkipChunks = false
 	return shaping.Limit(merge(c.call(ctx, m), shaping.WithoutChunks(c.call(ctx, other))), req.Limit)
 }

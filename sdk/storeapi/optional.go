@@ -453,7 +453,7 @@ func (p *selectorParser) selector() ([]*labels.Matcher, error) {
 	}
 	name := p.word()
 	if name != "" {
-		if err := add(labels.MatchEqual, labels.MetricName, name); err != nil {
+		if err := add(labels.MatchEqual, metricName, name); err != nil {
 			return nil, err
 		}
 	}
@@ -486,7 +486,7 @@ func (p *selectorParser) selector() ([]*labels.Matcher, error) {
 			}
 		} else if !quoted {
 			return nil, p.fail("one of = != =~ !~")
-		} else if err := add(labels.MatchEqual, labels.MetricName, label); err != nil {
+		} else if err := add(labels.MatchEqual, metricName, label); err != nil {
 			return nil, err
 		}
 		if !p.take(",") {

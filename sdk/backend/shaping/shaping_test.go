@@ -144,7 +144,7 @@ var labelPool = []string{"A", "Z", "b", "cluster", "dd", "replica", "s", "zone"}
 
 // TestExtendEqualsSorting compares the streaming with sorting everything.
 func TestExtendEqualsSorting(t *testing.T) {
-	for seed := range uint64(8000) {
+	for seed := range uint64(3000) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		series := randomSeries(r, labelPool)
 		eb := labels.NewBuilder(labels.EmptyLabels())
@@ -329,7 +329,7 @@ func TestShardHash(t *testing.T) {
 // TestApplyEqualsCompensate: a backend that does everything and a caller that
 // makes up for one which does nothing come to the same answer.
 func TestApplyEqualsCompensate(t *testing.T) {
-	for seed := range uint64(4000) {
+	for seed := range uint64(1500) {
 		r := rand.New(rand.NewPCG(seed, 3))
 		series := randomSeries(r, labelPool)
 		ext := lset("cluster", "eu", "replica", "a")
