@@ -49,7 +49,14 @@ func (b Bound) resolve(now time.Time, none int64) int64 {
 	case !b.Set:
 		return none
 	case b.Relative:
-		return now.UnixMilli() + b.At
+		t := now.UnixMilli()
+		switch {
+		case b.At > 0 && t > math.MaxInt64-b.At:
+			return math.MaxInt64
+		case b.At < 0 && t < math.MinInt64-b.At:
+			return math.MinInt64
+		}
+		return t + b.At
 	default:
 		return b.At
 	}
@@ -91,10 +98,14 @@ type Set struct {
 	// round serialises Refresh.
 	round sync.Mutex
 
-	mu    sync.Mutex
-	gen   *generation
+	mu  sync.Mutex
+	gen *generation
+	// retired are the generations that were replaced and are still in use.
+	retired []*generation
 	known map[key]*record
 	ready bool
+	// closed: nobody is expected any more, and nothing may pass for complete.
+	closed bool
 }
 
 // key tells members apart. The value of the backend is part of it, so that a
@@ -141,6 +152,7 @@ func New(entries []Entry, o Options) *Set {
 func (s *Set) Run(ctx context.Context) error {
 	t := time.NewTicker(s.opts.Interval)
 	defer t.Stop()
+	defer s.Close()
 	for {
 		s.Refresh(ctx)
 		select {
@@ -152,7 +164,12 @@ func (s *Set) Run(ctx context.Context) error {
 }
 
 // Close retires all entries; what queries still use is closed after them.
-func (s *Set) Close() { s.Replace(nil) }
+func (s *Set) Close() {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.Replace(nil)
+}
 
 // Replace puts new entries in the place of the present ones. A backend that is in
 // both (the same value) is kept open.
@@ -161,20 +178,35 @@ func (s *Set) Replace(entries []Entry) {
 	old := s.gen
 	s.gen = &generation{entries: entries}
 	old.retired = true
-	var idle []Entry
-	if old.users == 0 {
-		idle = old.entries
-	}
+	s.retired = append(s.retired, old)
+	idle := s.unused(old)
 	s.mu.Unlock()
-	s.closeUnused(idle)
+	s.closeAll(idle)
 }
 
-func (s *Set) closeUnused(entries []Entry) {
+// unused returns what has to be closed because g has come to its end: each of its
+// backends once, but for those of a generation that is not at its end. It needs
+// s.mu, so that of two generations that end together the last one closes what
+// both have.
+func (s *Set) unused(g *generation) (out []Entry) {
+	if !g.retired || g.users > 0 {
+		return nil
+	}
+	s.retired = slices.DeleteFunc(s.retired, func(x *generation) bool { return x == g })
+	for i, e := range g.entries {
+		same := func(x Entry) bool { return x.Backend == e.Backend }
+		if slices.ContainsFunc(g.entries[:i], same) || slices.ContainsFunc(s.gen.entries, same) ||
+			slices.ContainsFunc(s.retired, func(x *generation) bool { return slices.ContainsFunc(x.entries, same) }) {
+			continue
+		}
+		out = append(out, e)
+	}
+	return out
+}
+
+func (s *Set) closeAll(entries []Entry) {
 	for _, e := range entries {
-		s.mu.Lock()
-		kept := slices.ContainsFunc(s.gen.entries, func(n Entry) bool { return n.Backend == e.Backend })
-		s.mu.Unlock()
-		if c, ok := e.Backend.(backend.Closer); ok && !kept {
+		if c, ok := e.Backend.(backend.Closer); ok {
 			if err := c.Close(); err != nil {
 				s.opts.Logger.Warn("closing a backend", "backend", e.Name, "err", err)
 			}
@@ -202,12 +234,9 @@ func (v *View) Release() {
 		}
 		v.set.mu.Lock()
 		v.gen.users--
-		var idle []Entry
-		if v.gen.retired && v.gen.users == 0 {
-			idle = v.gen.entries
-		}
+		idle := v.set.unused(v.gen)
 		v.set.mu.Unlock()
-		v.set.closeUnused(idle)
+		v.set.closeAll(idle)
 	})
 }
 
@@ -227,7 +256,7 @@ func (s *Set) Acquire() *View {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.gen.users++
-	v := &View{set: s, gen: s.gen, Members: s.members(time.Now()), Checked: s.ready}
+	v := &View{set: s, gen: s.gen, Members: s.members(time.Now()), Checked: s.ready && !s.closed}
 	for _, m := range v.Members {
 		if !m.Known && m.LastError == "" && m.Gone == "" {
 			v.Checked = false
@@ -289,7 +318,10 @@ func expand(e Entry) []expected {
 	if !ok {
 		return []expected{{name: e.Name, address: e.Name, b: e.Backend}}
 	}
-	ms := g.Members()
+	ms, err := safeMembers(g)
+	if err != nil {
+		return []expected{{name: e.Name, address: e.Name, b: e.Backend, gone: err.Error()}}
+	}
 	if len(ms) == 0 {
 		// Nothing found yet, or nothing left: the entry is expected all the same.
 		return []expected{{name: e.Name, address: e.Name, b: e.Backend, gone: "no store found by discovery"}}
@@ -400,6 +432,16 @@ func (s *Set) check(ctx context.Context, x expected, r *record) {
 	case err == nil && !was:
 		s.opts.Logger.Info("backend is healthy", "backend", x.name, "component", info.Component, "labelSets", len(info.LabelSets))
 	}
+}
+
+// safeMembers keeps a panic in discovery from ending the process.
+func safeMembers(g backend.Group) (ms []backend.Member, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = backend.Errorf(backend.ErrInternal, "panic in Members: %v", p)
+		}
+	}()
+	return g.Members(), nil
 }
 
 // safeInfo keeps a panic in a backend from ending the process.
