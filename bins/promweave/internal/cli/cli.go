@@ -55,13 +55,16 @@ func Main(args []string, stdout, stderr io.Writer) int {
 		if code.err != nil {
 			fmt.Fprintf(stderr, "promweave: %v\n", code.err)
 		}
+		if code.hint != "" {
+			fmt.Fprintln(stderr, code.hint)
+		}
 		return code.code
 	case ctx.Err() != nil && errors.Is(err, context.Canceled):
 		fmt.Fprintln(stderr, "promweave: interrupted")
 		return exitFailed
 	}
 	// What cobra itself complains about is how the command was called.
-	fmt.Fprintf(stderr, "promweave: %v\nRun '%s --help' for what it takes.\n", err, cmd.CommandPath())
+	fmt.Fprintf(stderr, "promweave: %v\n%s\n", err, helpHint(cmd))
 	return exitUsage
 }
 
@@ -69,15 +72,21 @@ func Main(args []string, stdout, stderr io.Writer) int {
 type exitError struct {
 	code int
 	err  error
+	// hint is a line after the error.
+	hint string
 }
 
 func (e *exitError) Error() string { return fmt.Sprint(e.err) }
 func (e *exitError) Unwrap() error { return e.err }
 
-func failed(err error) error { return &exitError{exitFailed, err} }
+func failed(err error) error { return &exitError{code: exitFailed, err: err} }
+
+func helpHint(cmd *cobra.Command) string {
+	return fmt.Sprintf("Run '%s --help' for what it takes.", cmd.CommandPath())
+}
 
 func usage(cmd *cobra.Command, format string, args ...any) error {
-	return &exitError{exitUsage, fmt.Errorf("%w\nRun '%s --help' for what it takes.", fmt.Errorf(format, args...), cmd.CommandPath())}
+	return &exitError{exitUsage, fmt.Errorf(format, args...), helpHint(cmd)}
 }
 
 type app struct {
@@ -112,6 +121,9 @@ Exit codes: 0 all is well, 1 something failed, 2 wrong usage, 3 the answer is pa
 func group(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {
 		hint := ""
+		if cmd.SuggestionsMinimumDistance <= 0 {
+			cmd.SuggestionsMinimumDistance = 2
+		}
 		if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
 			hint = fmt.Sprintf("; did you mean %q?", near[0])
 		}

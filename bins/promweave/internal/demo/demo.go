@@ -42,7 +42,7 @@ type Options struct {
 	Started func(url string)
 	// Now is what the data are generated around; the zero value is the present.
 	Now time.Time
-	// Series per replica and Span of time; zero values are 500 and a day.
+	// Series per replica and Span of time; zero values are 600 and a day.
 	Series int
 	Span   time.Duration
 }
@@ -95,7 +95,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		o.Span = 24 * time.Hour
 	}
 	if o.Series == 0 {
-		o.Series = 500
+		o.Series = 600
 	}
 	dir := o.Dir
 	if dir == "" {

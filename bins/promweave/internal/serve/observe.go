@@ -106,6 +106,7 @@ func (m *metrics) Gather() ([]*dto.MetricFamily, error) {
 
 // tracing is nil if it is turned off; its methods then do nothing.
 type tracing struct {
+	exporter   trace.SpanExporter
 	provider   *trace.TracerProvider
 	propagator propagation.TextMapPropagator
 }
@@ -114,7 +115,11 @@ func newTracing(ctx context.Context, c config.Tracing, version string) (*tracing
 	if c.Endpoint == "" {
 		return nil, nil
 	}
-	opts := []otlptracegrpc.Option{otlptracegrpc.WithEndpoint(c.Endpoint)}
+	opts := []otlptracegrpc.Option{
+		otlptracegrpc.WithEndpoint(c.Endpoint), otlptracegrpc.WithTimeout(2 * time.Second),
+		// The default tries for a minute, which would hold up the end of the process.
+		otlptracegrpc.WithRetry(otlptracegrpc.RetryConfig{Enabled: true, InitialInterval: 200 * time.Millisecond, MaxInterval: time.Second, MaxElapsedTime: 2 * time.Second}),
+	}
 	if c.Insecure {
 		opts = append(opts, otlptracegrpc.WithInsecure())
 	}
@@ -123,6 +128,7 @@ func newTracing(ctx context.Context, c config.Tracing, version string) (*tracing
 		return nil, fmt.Errorf("tracing.endpoint: %w", err)
 	}
 	return &tracing{
+		exporter: exp,
 		provider: trace.NewTracerProvider(
 			trace.WithBatcher(exp),
 			trace.WithSampler(trace.ParentBased(trace.TraceIDRatioBased(c.SampleRatio))),
@@ -138,9 +144,14 @@ func (t *tracing) close() error {
 	if t == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 	defer cancel()
-	return t.provider.Shutdown(ctx)
+	err := t.provider.Shutdown(ctx)
+	if err != nil {
+		// What the provider gave up waiting for goes on until its exporter ends.
+		_ = t.exporter.Shutdown(context.WithoutCancel(ctx))
+	}
+	return err
 }
 
 func (t *tracing) http(next http.Handler) http.Handler {

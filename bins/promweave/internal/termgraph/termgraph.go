@@ -51,7 +51,7 @@ func Graph(w io.Writer, series []Series, o Options) error {
 		if lo == 0 {
 			pad = 1
 		}
-		lo, hi = lo-pad, hi+pad
+		lo, hi = math.Max(lo-pad, -math.MaxFloat64), math.Min(hi+pad, math.MaxFloat64)
 	}
 
 	const axis = 10
@@ -68,7 +68,8 @@ func Graph(w io.Writer, series []Series, o Options) error {
 	for r := range cells {
 		label := ""
 		if r == 0 || r == rows-1 || r == rows/2 {
-			label = Value(hi - (hi-lo)*float64(r)/float64(rows-1))
+			f := float64(r) / float64(rows-1)
+			label = Value(lo*f + hi*(1-f))
 		}
 		fmt.Fprintf(&b, "%*s ┤", axis, label)
 		last := -1
@@ -124,15 +125,17 @@ func draw(cells [][]cell, s Series, index int, lo, hi float64, o Options) {
 			line = false
 			continue
 		}
-		x := 0
+		var fx float64
 		if span > 0 {
-			x = int(s.Times[i].Sub(o.Start).Seconds() / span * float64(w-1))
+			fx = s.Times[i].Sub(o.Start).Seconds() / span
 		}
-		y := int(math.Round((hi - v) / (hi - lo) * float64(h-1)))
-		if x < 0 || x >= w || y < 0 || y >= h {
+		// Halves, because the difference of two numbers may be none any more.
+		fy := (hi/2 - v/2) / (hi/2 - lo/2)
+		if !(fx >= 0 && fx <= 1 && fy >= 0 && fy <= 1) {
 			line = false
 			continue
 		}
+		x, y := int(fx*float64(w-1)), int(math.Round(fy*float64(h-1)))
 		if i > 0 {
 			// Points that are missing leave a hole and no line across it.
 			d := s.Times[i].Sub(s.Times[i-1]).Seconds()
@@ -223,7 +226,7 @@ func Spark(values []float64, width int) string {
 		case math.IsInf(best, 0), hi == lo:
 			out = append(out, blocks[len(blocks)/2])
 		default:
-			out = append(out, blocks[int((best-lo)/(hi-lo)*float64(len(blocks)-1)+0.5)])
+			out = append(out, blocks[int((best/2-lo/2)/(hi/2-lo/2)*float64(len(blocks)-1)+0.5)])
 		}
 	}
 	return string(out)
