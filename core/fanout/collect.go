@@ -45,6 +45,9 @@ func (s *Selection) Corrupt(origin int32, err error) {
 	a := s.asks[origin]
 	a.s.mu.Lock()
 	defer a.s.mu.Unlock()
+	if a.row.State != report.RowAnswered && a.row.State != report.RowPartial {
+		return // its share is missing already, for a reason that says more
+	}
 	a.row.State, a.row.Reason = report.RowPartial, report.ReasonCorrupt
 	a.row.Detail = err.Error()
 }
@@ -89,6 +92,29 @@ type run struct {
 // it is left to itself (rule B-2).
 const hangGrace = time.Second
 
+// wait returns what comes out of got, or late() if the backend is still not back
+// a while after its context actx is done. parent is the request's context: a
+// backend that hangs must not take the time in which the others are evaluated.
+func wait[T any](parent, actx context.Context, got <-chan T, late func(error) T) T {
+	select {
+	case r := <-got:
+		return r
+	case <-actx.Done():
+	}
+	grace := hangGrace
+	if deadline, ok := parent.Deadline(); ok && parent.Err() == nil {
+		grace = min(grace, time.Until(deadline)/2)
+	}
+	t := time.NewTimer(grace)
+	defer t.Stop()
+	select {
+	case r := <-got:
+		return r
+	case <-t.C:
+		return late(fmt.Errorf("hangs: %w", context.Cause(actx)))
+	}
+}
+
 // Collect asks all backends that may have series for req and returns what they
 // sent, sorted by label set, with the series of all replicas together. The rows
 // of sel are filled in. An error fails the request as a whole; it says which
@@ -120,25 +146,16 @@ func (s *Session) Collect(ctx context.Context, req *backend.SeriesRequest, repli
 			go func() {
 				var r run
 				defer func() {
-					if p := recover(); p != nil {
+					// A backend that goes on after the end of its sequence panics too; what
+					// ended it counts then.
+					if p := recover(); p != nil && r.err == nil {
 						r.err = backend.Errorf(backend.ErrInternal, "panic in Series: %v", p)
 					}
 					got <- r
 				}()
 				s.collectOne(actx, a, int32(i), req, replicaLabels, &r)
 			}()
-			var r run
-			select {
-			case r = <-got:
-			case <-actx.Done():
-				t := time.NewTimer(hangGrace)
-				select {
-				case r = <-got:
-				case <-t.C:
-					r = run{err: fmt.Errorf("hangs: %w", context.Cause(actx))}
-				}
-				t.Stop()
-			}
+			r := wait(ctx, actx, got, func(err error) run { return run{err: err} })
 			runs[i] = r
 			done <- ended{i, a.finish(actx, r.err)}
 		}()
@@ -169,9 +186,7 @@ func (s *Session) collectOne(ctx context.Context, a *ask, origin int32, req *bac
 			r.err = err
 			break
 		}
-		n, bytes := s.arrived(a, batch)
-		if err := s.Limits.Add(batch.Len(), n, bytes); err != nil {
-			r.err = err
+		if r.err = s.arrived(a, batch); r.err != nil {
 			return
 		}
 		for i := range batch.Len() {
@@ -194,6 +209,10 @@ func (s *Session) collectOne(ctx context.Context, a *ask, origin int32, req *bac
 			break
 		}
 	}
+	if r.err == nil && ctx.Err() != nil {
+		// It may have ended for that, without a word.
+		r.err = context.Cause(ctx)
+	}
 	if !sorted {
 		// Taking labels away can change the order even where the value is the same
 		// on all series: {a, replica} comes after {a, q, replica}, {a} before {a, q}.
@@ -201,9 +220,9 @@ func (s *Session) collectOne(ctx context.Context, a *ask, origin int32, req *bac
 	}
 }
 
-// arrived accounts for a batch in the row and returns its samples and bytes.
-func (s *Session) arrived(a *ask, b *backend.Batch) (n, bytes int) {
-	chunks := 0
+// arrived accounts for a batch in the row and charges it to the limits.
+func (s *Session) arrived(a *ask, b *backend.Batch) error {
+	chunks, n := 0, 0
 	for i := range b.Len() {
 		x := b.At(i)
 		chunks += len(x.Chunks)
@@ -216,6 +235,9 @@ func (s *Session) arrived(a *ask, b *backend.Batch) (n, bytes int) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if a.over {
+		return errOver
+	}
 	r := a.row
 	if r.Batches == 0 {
 		r.FirstByte = time.Since(a.begun).Seconds()
@@ -225,7 +247,7 @@ func (s *Session) arrived(a *ask, b *backend.Batch) (n, bytes int) {
 	r.Chunks += chunks
 	r.Samples += n
 	r.Bytes += b.Bytes()
-	return n, b.Bytes()
+	return s.Limits.Add(b.Len(), n, b.Bytes())
 }
 
 // stripper takes replica labels off label sets.

@@ -39,8 +39,9 @@ func Decide(m *membership.Member, q Question) (report.RowState, report.Reason, s
 	switch {
 	case m.Gone != "":
 		return report.RowSkipped, report.ReasonGone, m.Gone
-	case !m.Healthy && m.LastError == "" && !m.Known:
-		// Not looked at yet: asking is the best there is.
+	case !m.Healthy && m.LastError == "":
+		// Not looked at yet, or not since discovery found it again: nothing speaks
+		// against it, and asking is the best there is.
 		return report.RowWouldAsk, "", ""
 	case !m.Healthy:
 		return report.RowSkipped, report.ReasonUnhealthy, m.LastError

@@ -5,8 +5,6 @@ package fanout
 
 import (
 	"context"
-	"fmt"
-	"time"
 
 	"github.com/promweave/promweave/core/membership"
 	"github.com/promweave/promweave/core/report"
@@ -65,20 +63,12 @@ func Each[T any](ctx context.Context, s *Session, q Question, sel *report.Select
 					}
 					got <- r
 				}()
-				r.v, r.ns, r.err = call(actx, a.m)
-			}()
-			var r reply
-			select {
-			case r = <-got:
-			case <-actx.Done():
-				t := time.NewTimer(hangGrace)
-				select {
-				case r = <-got:
-				case <-t.C:
-					r = reply{i: i, err: fmt.Errorf("hangs: %w", context.Cause(actx))}
+				if r.v, r.ns, r.err = call(actx, a.m); r.err == nil && actx.Err() != nil {
+					// It may have ended for that, without a word.
+					r.err = context.Cause(actx)
 				}
-				t.Stop()
-			}
+			}()
+			r := wait(ctx, actx, got, func(err error) reply { return reply{i: i, err: err} })
 			for _, n := range r.ns {
 				a.notice(n)
 			}

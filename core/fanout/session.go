@@ -88,7 +88,12 @@ type ask struct {
 	q     Question
 	begun time.Time
 	err   error
+	// over: nobody listens any more. A backend that hangs and comes back late must
+	// not change a report that is already out.
+	over bool
 }
+
+var errOver = errors.New("came too late")
 
 // plan decides about every member and notes it in sel. It returns an ask per
 // member, the ones to be asked among them in state RowWouldAsk, and fails if
@@ -165,6 +170,7 @@ func (a *ask) finish(ctx context.Context, err error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := a.row
+	a.over = true
 	r.Total = time.Since(a.begun).Seconds()
 	span := trace.SpanFromContext(ctx)
 	span.SetAttributes(attribute.Int("promweave.series", r.Series), attribute.Int("promweave.chunks", r.Chunks), attribute.Int("promweave.bytes", r.Bytes))
@@ -209,6 +215,21 @@ func (a *ask) finish(ctx context.Context, err error) error {
 	return nil
 }
 
+// callOff notes that the rest of the answer is not wanted. That is no fault, and
+// nothing is missing for it.
+func (a *ask) callOff() {
+	a.s.mu.Lock()
+	defer a.s.mu.Unlock()
+	if a.over {
+		return
+	}
+	a.over = true
+	a.row.Total = time.Since(a.begun).Seconds()
+	if a.row.State == report.RowWouldAsk {
+		a.row.State = report.RowCancelled
+	}
+}
+
 // siblings are the asks of the same selection. It needs s.mu.
 func (a *ask) siblings() []*ask {
 	for _, all := range a.s.asks {
@@ -231,6 +252,9 @@ func (a *ask) missingError(err error) error {
 func (a *ask) notice(n backend.Notice) {
 	a.s.mu.Lock()
 	defer a.s.mu.Unlock()
+	if a.over {
+		return
+	}
 	const most = 20 // a peer may send one per block, for ever
 	if len(a.row.Notices) < most {
 		a.row.Notices = append(a.row.Notices, n.Text)
@@ -295,6 +319,9 @@ func (s *Session) Completeness() report.Completeness {
 				}
 			case report.RowSkipped, report.RowFailed, report.RowPartial, report.RowCancelled:
 				m := a.missing()
+				if m.Reason == "" {
+					continue // called off when all that was wanted had come
+				}
 				if a.row.State != report.RowPartial && covered(a, all, s.ReplicaLabels) {
 					if !slices.Contains(c.Covered, m) {
 						c.Covered = append(c.Covered, m)

@@ -7,10 +7,8 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"fmt"
 	"iter"
 	"slices"
-	"time"
 
 	"github.com/prometheus/prometheus/model/labels"
 
@@ -70,7 +68,7 @@ type source struct {
 // The sequence keeps the rules of backend.Backend.Series, replica labels included,
 // and tells with notices what is missing.
 func (s *Session) Stream(ctx context.Context, req *backend.SeriesRequest, sel *report.Select) iter.Seq2[*backend.Batch, error] {
-	seq := func(yield func(*backend.Batch, error) bool) {
+	return func(yield func(*backend.Batch, error) bool) {
 		all, err := s.plan(Question{MinTime: req.MinTime, MaxTime: req.MaxTime, Matchers: req.Matchers}, sel)
 		if err != nil {
 			yield(nil, err)
@@ -89,10 +87,6 @@ func (s *Session) Stream(ctx context.Context, req *backend.SeriesRequest, sel *r
 			yield(b, nil)
 		}
 	}
-	if req.Limit > 0 {
-		return shaping.Limit(seq, req.Limit)
-	}
-	return seq
 }
 
 // merge returns false if the consumer is done or the request failed.
@@ -103,7 +97,11 @@ func (s *Session) merge(ctx context.Context, req *backend.SeriesRequest, asks []
 	for _, a := range asks {
 		src := &source{a: a, ch: make(chan *backend.Batch, streamDepth), end: make(chan error, 1)}
 		src.ctx, src.stop = a.begin(ctx)
-		go s.pump(src, req)
+		got := make(chan error, 1)
+		go s.pump(src, req, got)
+		go func() {
+			src.end <- wait(ctx, src.ctx, got, func(err error) error { return err })
+		}()
 		live = append(live, src)
 	}
 	defer func() {
@@ -111,6 +109,7 @@ func (s *Session) merge(ctx context.Context, req *backend.SeriesRequest, asks []
 		cancel(nil)
 		for _, src := range live {
 			src.await()
+			src.a.callOff()
 			src.stop()
 		}
 	}()
@@ -143,7 +142,10 @@ func (s *Session) merge(ctx context.Context, req *backend.SeriesRequest, asks []
 		size = 128
 	}
 	out := backend.NewBatch(size)
-	for len(live) > 0 {
+	for n := 0; len(live) > 0; n++ {
+		if req.Limit > 0 && n == req.Limit {
+			break
+		}
 		// Backends that have anything for a query are few: looking at each head is
 		// cheaper than keeping a tree.
 		least := live[0].cur.Labels
@@ -188,13 +190,13 @@ func (s *Session) merge(ctx context.Context, req *backend.SeriesRequest, asks []
 }
 
 // pump runs a backend's sequence into the source's channel.
-func (s *Session) pump(src *source, req *backend.SeriesRequest) {
+func (s *Session) pump(src *source, req *backend.SeriesRequest, got chan<- error) {
 	var err error
 	defer func() {
-		if p := recover(); p != nil {
+		if p := recover(); p != nil && err == nil {
 			err = backend.Errorf(backend.ErrInternal, "panic in Series: %v", p)
 		}
-		src.end <- err
+		got <- err
 	}()
 	sent, compensate := s.adapt(src.a, req)
 	var chk checker
@@ -203,8 +205,7 @@ func (s *Session) pump(src *source, req *backend.SeriesRequest) {
 			err = e
 			return
 		}
-		n, size := s.arrived(src.a, b)
-		if err = s.Limits.Add(b.Len(), n, size); err != nil {
+		if err = s.arrived(src.a, b); err != nil {
 			return
 		}
 		for i := range b.Len() {
@@ -221,6 +222,10 @@ func (s *Session) pump(src *source, req *backend.SeriesRequest) {
 			err = context.Cause(src.ctx)
 			return
 		}
+	}
+	if src.ctx.Err() != nil {
+		// It may have ended for that, without a word.
+		err = context.Cause(src.ctx)
 	}
 }
 
@@ -252,28 +257,18 @@ func (src *source) receive() *backend.Batch {
 			return b
 		case src.result = <-src.end:
 			src.ended = true
-		case <-src.ctx.Done():
-			src.await()
 		}
 	}
 }
 
-// await waits for the end of a source whose context is done.
+// await waits for the end of a source whose context is done. It comes soon, even
+// if the backend hangs.
 func (src *source) await() {
 	if src.ended {
 		return
 	}
-	t := time.NewTimer(hangGrace)
-	defer t.Stop()
-	for {
-		select {
-		case src.result = <-src.end:
-		case <-t.C:
-			src.result = fmt.Errorf("hangs: %w", context.Cause(src.ctx))
-		}
-		src.ended = true
-		return
-	}
+	src.result = <-src.end
+	src.ended = true
 }
 
 // withoutDuplicates sorts chunks by time and drops those that several backends

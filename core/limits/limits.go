@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 
 	"github.com/promweave/promweave/core/report"
@@ -89,8 +90,11 @@ func (p *Process) Begin(ctx context.Context) (*Query, error) {
 type Query struct {
 	p                      *Process
 	slot                   bool
-	ended                  atomic.Bool
 	series, samples, bytes atomic.Int64
+
+	// mu orders Add and End: what is added after the end would never be given back.
+	mu    sync.Mutex
+	ended bool
 }
 
 var errEnded = errors.New("the query has ended")
@@ -99,7 +103,9 @@ const narrow = "narrow the matchers or the time range, or raise it in the config
 
 // Add charges what a batch holds.
 func (q *Query) Add(series, samples, bytes int) error {
-	if q.ended.Load() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.ended {
 		// A backend that hangs and comes back late must not be charged to anyone.
 		return errEnded
 	}
@@ -122,9 +128,12 @@ func (q *Query) Add(series, samples, bytes int) error {
 
 // End gives everything back. It may be called more than once.
 func (q *Query) End() {
-	if q.ended.Swap(true) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.ended {
 		return
 	}
+	q.ended = true
 	q.p.bytes.Add(-q.bytes.Load())
 	if q.slot {
 		<-q.p.slots

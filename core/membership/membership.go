@@ -102,8 +102,8 @@ type Set struct {
 	gen *generation
 	// retired are the generations that were replaced and are still in use.
 	retired []*generation
-	known map[key]*record
-	ready bool
+	known   map[key]*record
+	ready   bool
 	// closed: nobody is expected any more, and nothing may pass for complete.
 	closed bool
 }
