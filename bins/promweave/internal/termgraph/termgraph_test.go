@@ -24,11 +24,13 @@ var nan = math.NaN()
 //	graph f=NAME [width=N] [height=N] [color]
 func TestGraph(t *testing.T) {
 	functions := map[string][]func(i int) float64{
-		"flat":   {func(int) float64 { return 7 }},
-		"zero":   {func(int) float64 { return 0 }},
-		"ramp":   {func(i int) float64 { return float64(i) }},
-		"cross":  {func(i int) float64 { return float64(i) }, func(i int) float64 { return float64(59 - i) }},
-		"gap":    {func(i int) float64 { return map[bool]float64{true: nan, false: 1e6 * math.Sin(float64(i)/9)}[i > 20 && i < 40] }},
+		"flat":  {func(int) float64 { return 7 }},
+		"zero":  {func(int) float64 { return 0 }},
+		"ramp":  {func(i int) float64 { return float64(i) }},
+		"cross": {func(i int) float64 { return float64(i) }, func(i int) float64 { return float64(59 - i) }},
+		"gap": {func(i int) float64 {
+			return map[bool]float64{true: nan, false: 1e6 * math.Sin(float64(i)/9)}[i > 20 && i < 40]
+		}},
 		"spikes": {func(i int) float64 { return map[bool]float64{true: math.Inf(1), false: float64(i % 10)}[i == 30] }},
 		"none":   {func(int) float64 { return nan }},
 		"empty":  {},
