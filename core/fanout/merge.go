@@ -61,6 +61,17 @@ func (c *checker) check(s backend.Series) error {
 	return err
 }
 
+// CheckList verifies a list of label names or values (rules L-1 and L-4) as far as
+// later steps rely on it: they sort it themselves, but cannot mend its bytes.
+func CheckList(values []string) error {
+	for _, v := range values {
+		if !utf8.ValidString(v) {
+			return &protocolError{"L-1, L-4", fmt.Sprintf("label name or value %q is not valid UTF-8", v)}
+		}
+	}
+	return nil
+}
+
 // merger merges runs that are each in order of comparePieces; equal pieces come
 // in order of their runs. It is a binary heap of the runs' heads: runs are few,
 // and those without series never enter it.

@@ -4,6 +4,8 @@
 package query
 
 import (
+	"fmt"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/promweave/promweave/core/report"
@@ -17,7 +19,7 @@ type metrics struct {
 	bytes    *prometheus.CounterVec
 }
 
-func newMetrics(reg prometheus.Registerer, s *Service) *metrics {
+func newMetrics(reg prometheus.Registerer, s *Service) (*metrics, error) {
 	m := &metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "promweave_requests_total", Help: "Requests by kind and completeness of the answer.",
@@ -37,17 +39,27 @@ func newMetrics(reg prometheus.Registerer, s *Service) *metrics {
 		}, []string{"backend"}),
 	}
 	if reg == nil {
-		return m
+		return m, nil
 	}
-	reg.MustRegister(m.requests, m.seconds, m.backends, m.series, m.bytes,
+	all := []prometheus.Collector{
+		m.requests, m.seconds, m.backends, m.series, m.bytes,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "promweave_requests_running", Help: "Requests that hold a slot just now.",
 		}, func() float64 { return float64(s.limits.Running()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "promweave_query_bytes", Help: "Bytes of label sets and chunks that running requests hold.",
 		}, func() float64 { return float64(s.limits.Bytes()) }),
-		&healthCollector{s})
-	return m
+		&healthCollector{s},
+	}
+	for i, c := range all {
+		if err := reg.Register(c); err != nil {
+			for _, done := range all[:i] {
+				reg.Unregister(done)
+			}
+			return nil, fmt.Errorf("metrics of the query service: %w; give each service a registerer of its own", err)
+		}
+	}
+	return m, nil
 }
 
 func (m *metrics) done(r *report.Report) {

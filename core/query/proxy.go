@@ -55,6 +55,12 @@ func (p Proxy) Info(context.Context) (backend.Info, error) {
 		},
 	}
 	members := p.s.set.Status()
+	for _, m := range members {
+		// What passes through keeps only what all keep (rule I-3).
+		c := &out.Capabilities
+		c.NativeHistograms = c.NativeHistograms && m.Info.Capabilities.NativeHistograms
+		c.StaleMarkers = c.StaleMarkers && m.Info.Capabilities.StaleMarkers
+	}
 	anything := len(members) == 0 // an empty querier may learn of backends at any time
 	for _, m := range members {
 		out.MinTime, out.MaxTime = min(out.MinTime, m.Info.MinTime), max(out.MaxTime, m.Info.MaxTime)

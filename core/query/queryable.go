@@ -35,13 +35,10 @@ type queryable struct {
 
 // prepareDry is prepare with selections that ask nobody.
 func (r *request) prepareDry(ctx context.Context, req *Request, kind string, _ parser.Expr) (promql.Query, error) {
-	maxRes := r.o.MaxSourceResolution
-	if maxRes == AutoResolution {
-		maxRes = req.Step.Milliseconds() / 5
-	}
+	maxRes, lookback := r.reach(req)
 	r.report.Engine = r.o.Engine
 	qb := &queryable{r: r, maxResolution: maxRes, step: req.Step.Milliseconds(), dry: true}
-	opts := promql.NewPrometheusQueryOpts(false, r.o.LookbackDelta)
+	opts := promql.NewPrometheusQueryOpts(false, lookback)
 	if kind == "range" {
 		return r.s.prom.NewRangeQuery(ctx, qb, opts, req.Query, req.Start, req.End, req.Step)
 	}

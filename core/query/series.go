@@ -159,6 +159,9 @@ func (r *request) labelsOf(ctx context.Context, ms []*labels.Matcher, minTime, m
 			if err != nil {
 				return nil, nil, err
 			}
+			if err := fanout.CheckList(l.Values); err != nil {
+				return nil, l.Notices, err
+			}
 			// Bytes are charged as they arrive; a list is one arrival.
 			n := 0
 			for _, v := range l.Values {

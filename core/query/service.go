@@ -96,7 +96,10 @@ func New(set *membership.Set, cfg Config) (*Service, error) {
 		},
 	}
 	s := &Service{cfg: cfg, set: set, limits: limits.NewProcess(cfg.Limits)}
-	s.metrics = newMetrics(cfg.Registerer, s)
+	var err error
+	if s.metrics, err = newMetrics(cfg.Registerer, s); err != nil {
+		return nil, err
+	}
 	// Their metrics have the same names; ours says which engine ran.
 	s.prom = promql.NewEngine(opts)
 	s.thanos = engine.New(engine.Opts{EngineOpts: opts})
@@ -266,20 +269,24 @@ func (s *Service) run(ctx context.Context, req *Request, kind string) (_ *Result
 	return &Result{Value: res.Value, Annotations: res.Warnings, Statistics: q.Stats(), Report: r.finish(), release: q.Close}, nil
 }
 
+// reach returns the coarsest resolution allowed, in ms, and how far an engine
+// looks back.
+func (r *request) reach(req *Request) (maxResolution int64, lookback time.Duration) {
+	maxResolution = r.o.MaxSourceResolution
+	if maxResolution == AutoResolution {
+		maxResolution = req.Step.Milliseconds() / 5
+	}
+	if r.o.LookbackDelta > 0 {
+		return maxResolution, r.o.LookbackDelta
+	}
+	return maxResolution, time.Duration(resolution.Lookback(r.s.cfg.LookbackDelta.Milliseconds(), maxResolution)) * time.Millisecond
+}
+
 // prepare makes the engine's query. An expression that promql-engine does not
 // know goes to Prometheus' engine, and the report says so.
 func (r *request) prepare(ctx context.Context, req *Request, kind string, expr parser.Expr) (promql.Query, error) {
 	s := r.s
-	lookback := s.cfg.LookbackDelta
-	maxRes := r.o.MaxSourceResolution
-	if maxRes == AutoResolution {
-		maxRes = req.Step.Milliseconds() / 5
-	}
-	if r.o.LookbackDelta > 0 {
-		lookback = r.o.LookbackDelta
-	} else {
-		lookback = time.Duration(resolution.Lookback(lookback.Milliseconds(), maxRes)) * time.Millisecond
-	}
+	maxRes, lookback := r.reach(req)
 	opts := promql.NewPrometheusQueryOpts(r.o.PerStepStats, lookback)
 	qb := &queryable{r: r, maxResolution: maxRes, step: req.Step.Milliseconds()}
 	make := func(e promql.QueryEngine) (promql.Query, error) {
