@@ -171,7 +171,7 @@ func (e *eager) Next() chunkenc.ValueType {
 	v, float := e.current()
 	before := e.useA
 	vt := e.next()
-	e.fresh = !e.began || e.useA != before
+	e.fresh = e.began && e.useA != before
 	e.began = true
 	if e.counter && float && e.useA != before {
 		if e.avt == chunkenc.ValFloat {

@@ -206,7 +206,7 @@ func (p *penalty) choose() chunkenc.ValueType {
 		p.a.raise(before)
 		p.b.raise(before)
 	}
-	p.unknown = switched || !p.began
+	p.unknown = switched && p.began
 
 	t := w.t
 	pen := int64(initialPenalty)

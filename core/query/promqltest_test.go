@@ -8,17 +8,26 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/prometheus/model/exemplar"
 	"github.com/prometheus/prometheus/model/histogram"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/model/metadata"
 	"github.com/prometheus/prometheus/promql"
+	"github.com/prometheus/prometheus/promql/parser"
 	"github.com/prometheus/prometheus/promql/promqltest"
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/util/teststorage"
 	"github.com/prometheus/prometheus/util/testutil"
+	"github.com/thanos-io/promql-engine/engine"
 	"go.uber.org/goleak"
 
 	"github.com/promweave/promweave/core/internal/fakestore"
@@ -152,7 +161,7 @@ func (*splitAppender) AppendHistogramSTZeroSample(storage.SeriesRef, labels.Labe
 	return 0, nil
 }
 
-// TestPromQL runs Prometheus' own test scripts with the engine reading through
+// TestPromQL runs Prometheus' own test scripts with both engines reading through
 // the fan-out, the data spread in each of four ways.
 func TestPromQL(t *testing.T) {
 	hash := func(l labels.Labels) int {
@@ -171,13 +180,105 @@ func TestPromQL(t *testing.T) {
 		{"samples_split_by_time", 3, false, func(_ labels.Labels, ts int64) []int { return []int{int(ts/600_000) % 3} }},
 		{"two_replicas_of_everything", 2, true, func(labels.Labels, int64) []int { return []int{0, 1} }},
 	}
+	all := exceptions(t)
 	for _, l := range layouts {
-		t.Run(l.name, func(t *testing.T) {
-			engine := promqltest.NewTestEngine(t, false, 0, promqltest.DefaultMaxSamplesPerQuery)
-			promqltest.RunBuiltinTestsWithStorage(t, engine, func(t testutil.T) storage.Storage {
-				return newSplit(t, l.stores, l.replicas, l.route)
-			})
-			var _ promql.QueryEngine = engine
+		newStorage := func(t testutil.T) storage.Storage { return newSplit(t, l.stores, l.replicas, l.route) }
+		t.Run("prometheus/"+l.name, func(t *testing.T) {
+			e := promqltest.NewTestEngine(t, false, 0, promqltest.DefaultMaxSamplesPerQuery)
+			if except := all.of("prometheus", l.name); len(except) > 0 {
+				runExcept(t, e, newStorage, except)
+			} else {
+				promqltest.RunBuiltinTestsWithStorage(t, e, newStorage)
+			}
+		})
+		t.Run("thanos/"+l.name, func(t *testing.T) {
+			runExcept(t, engine.New(engine.Opts{EngineOpts: promql.EngineOpts{
+				MaxSamples: promqltest.DefaultMaxSamplesPerQuery, Timeout: 100 * time.Minute, EnableAtModifier: true, EnableNegativeOffset: true,
+				NoStepSubqueryIntervalFn: func(int64) int64 { return time.Minute.Milliseconds() },
+			}}), newStorage, all.of("thanos", l.name))
+		})
+	}
+}
+
+type exception struct {
+	engine, layout, file string
+	lines                []int
+}
+
+type exceptionList []exception
+
+// exceptions reads testdata/promqltest_exceptions.txt, which says what they are.
+func exceptions(t *testing.T) (out exceptionList) {
+	t.Helper()
+	b, err := os.ReadFile("testdata/promqltest_exceptions.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		if strings.HasPrefix(line, "#") {
+			continue
+		}
+		x := exception{engine: f[0], layout: f[1], file: f[2]}
+		for _, s := range f[3:] {
+			n, err := strconv.Atoi(s)
+			if err != nil {
+				t.Fatalf("%s: %v", line, err)
+			}
+			x.lines = append(x.lines, n)
+		}
+		out = append(out, x)
+	}
+	return out
+}
+
+func (l exceptionList) of(engine, layout string) map[string][]int {
+	out := map[string][]int{}
+	for _, x := range l {
+		if x.engine == engine && (x.layout == "*" || x.layout == layout) {
+			out[x.file] = append(out[x.file], x.lines...)
+		}
+	}
+	return out
+}
+
+// begins is true of what ends the expectations of an eval.
+var begins = regexp.MustCompile(`^\s*($|#|eval|load|clear)`)
+
+// runExcept is promqltest.RunBuiltinTestsWithStorage without some evals. The
+// scripts are read from the module that is linked, so that they are its own.
+func runExcept(t *testing.T, e promql.QueryEngine, newStorage func(testutil.T) storage.Storage, except map[string][]int) {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/prometheus/prometheus").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob(filepath.Join(strings.TrimSpace(string(out)), "promql/promqltest/testdata/*.test"))
+	if err != nil || len(files) < 10 {
+		t.Fatalf("%d test scripts: %v", len(files), err)
+	}
+	parser.EnableExperimentalFunctions, parser.ExperimentalDurationExpr, parser.EnableExtendedRangeSelectors = true, true, true
+	defer func() {
+		parser.EnableExperimentalFunctions, parser.ExperimentalDurationExpr, parser.EnableExtendedRangeSelectors = false, false, false
+	}()
+	for _, f := range files {
+		name := filepath.Base(f)
+		t.Run(name, func(t *testing.T) {
+			b, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			lines := strings.Split(string(b), "\n")
+			for _, n := range except[name] {
+				if !strings.HasPrefix(lines[n-1], "eval") {
+					t.Fatalf("testdata/promqltest_exceptions.txt: line %d of %s is %q and no eval", n, name, lines[n-1])
+				}
+				lines[n-1] = "" // numbers of other lines stay
+				for i := n; i < len(lines) && !begins.MatchString(lines[i]); i++ {
+					lines[i] = ""
+				}
+			}
+			promqltest.RunTestWithStorage(t, strings.Join(lines, "\n"), e, newStorage)
 		})
 	}
 }

@@ -82,8 +82,8 @@ type lane struct {
 	vt   chunkenc.ValueType
 	src  source
 	done bool
-	// unknown: the sample before the current one was not given out, so what a
-	// histogram says about a counter reset since then says nothing to the caller.
+	// unknown: the current histogram is the first of its chunk, so what it says
+	// about a counter reset says nothing.
 	unknown bool
 	want    aggregate
 
@@ -435,9 +435,11 @@ func (l *lane) histogram() (vt chunkenc.ValueType) {
 		}
 	}()
 	// What a chunk's first sample says is about another chunk, which may not be the
-	// one played before.
+	// one played before. Further in, a hint is about the sample before it in the
+	// chunk, given out or passed over by a Seek: so do the library's iterators, and
+	// PromQL's own tests count on it.
 	unknown := l.prev == math.MinInt64
-	for ; ; unknown = true {
+	for ; ; unknown = false {
 		vt = l.hist.Next()
 		if vt == chunkenc.ValNone {
 			if err := l.hist.Err(); err != nil {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
@@ -77,6 +78,12 @@ func DialOptions(cfg DialConfig) ([]grpc.DialOption, error) {
 		grpc.WithTransportCredentials(cfg.Credentials),
 		grpc.WithDefaultCallOptions(call...),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingEvery, Timeout: pingTimeout}),
+		// A store that comes back should be seen at the next look or the one after it;
+		// by default the pauses between attempts grow to two minutes.
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 3 * time.Second},
+			MinConnectTimeout: 5 * time.Second,
+		}),
 	}
 	for _, h := range cfg.StatsHandlers {
 		opts = append(opts, grpc.WithStatsHandler(h))
