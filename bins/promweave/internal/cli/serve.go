@@ -114,7 +114,7 @@ gaps, and serves them from four stores that can be stopped one by one, to see wh
 becomes of answers.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			o.Out, o.Talk, o.Version = a.out, a.talk, Version()
+			o.Out, o.Talk, o.Version, o.Command = a.out, a.talk, Version(), os.Args[0]
 			if err := demo.Run(cmd.Context(), o); err != nil {
 				return failed(err)
 			}

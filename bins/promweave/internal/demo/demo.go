@@ -7,6 +7,7 @@ package demo
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -36,6 +37,8 @@ type Options struct {
 	// HTTP and GRPC are the addresses wanted. If a port is in use, a free one is taken.
 	HTTP, GRPC string
 	Version    string
+	// Command is how the user calls this program; "promweave" by default.
+	Command string
 	// Out gets what to do with the demo, Talk progress and the log.
 	Out, Talk io.Writer
 	// Started, if not nil, is called with the URL once requests are accepted.
@@ -91,6 +94,9 @@ func Run(ctx context.Context, o Options) (err error) {
 	if o.Now.IsZero() {
 		o.Now = time.Now()
 	}
+	if o.Command == "" {
+		o.Command = "promweave"
+	}
 	if o.Span == 0 {
 		o.Span = 24 * time.Hour
 	}
@@ -133,7 +139,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		Extra: farm,
 		Started: func(a serve.Addresses) {
 			u := "http://" + a.HTTP
-			introduce(o.Out, u, a, o.Span)
+			introduce(o.Out, u, a, o)
 			if o.Started != nil {
 				o.Started(u)
 			}
@@ -160,6 +166,9 @@ func generate(ctx context.Context, dir string, all []replica, talk io.Writer) er
 		path := filepath.Join(dir, r.store())
 		if old, err := filepath.Glob(filepath.Join(path, "*", "meta.json")); err == nil && len(old) > 0 {
 			fmt.Fprintf(talk, "using the data in %s again\n", path)
+			if end := newest(old); !end.IsZero() && end.Before(begun) {
+				fmt.Fprintf(talk, "they end at %s: ask for times before it, or remove the directory to have new ones\n", end.UTC().Format(time.RFC3339))
+			}
 			continue
 		}
 		var counted atomic.Int64
@@ -193,6 +202,24 @@ func generate(ctx context.Context, dir string, all []replica, talk io.Writer) er
 	return nil
 }
 
+// newest is where the data of blocks end; zero if their metadata cannot be read.
+func newest(metas []string) time.Time {
+	var out time.Time
+	for _, path := range metas {
+		var meta struct {
+			MaxTime int64 `json:"maxTime"`
+		}
+		data, err := os.ReadFile(path)
+		if err != nil || json.Unmarshal(data, &meta) != nil {
+			return time.Time{}
+		}
+		if t := time.UnixMilli(meta.MaxTime); t.After(out) {
+			out = t
+		}
+	}
+	return out
+}
+
 // free returns addr, or one with another port if addr is in use.
 func free(addr, what, flag string, talk io.Writer) string {
 	l, err := net.Listen("tcp", addr)
@@ -209,27 +236,28 @@ func free(addr, what, flag string, talk io.Writer) string {
 }
 
 // introduce says what there is to try.
-func introduce(w io.Writer, u string, a serve.Addresses, span time.Duration) {
+func introduce(w io.Writer, u string, a serve.Addresses, o Options) {
 	server := ""
 	if u != "http://127.0.0.1:9090" {
 		server = " --server " + u
 	}
 	fmt.Fprintf(w, `
-Promweave demo: %s (HTTP API), %s (StoreAPI)
-Two clusters (eu1, us1) x two replicas (a, b), %s of data (and the next %s), every replica with gaps.
+Promweave demo: %[3]s (HTTP API), %[4]s (StoreAPI)
+Two clusters (eu1, us1) x two replicas (a, b), %[5]s of data (and the next %[6]s), every replica with gaps.
 
 Try:
-  promweave query instant%s 'sum by (cluster) (rate(http_requests_total[5m]))'
-  promweave query range%s 'sum by (cluster) (rate(http_requests_total[5m]))' --start -6h -o graph
-  promweave backends why%s 'up{cluster="eu1"}'
-  curl -s %s/api/v1/query --data-urlencode 'query=count by (cluster) (up)' -d report=1
+  %[1]s query instant%[2]s 'sum by (cluster) (rate(http_requests_total[5m]))'
+  %[1]s query range%[2]s 'sum by (cluster) (rate(http_requests_total[5m]))' --start -6h -o graph
+  %[1]s backends why%[2]s 'up{cluster="eu1"}'
+  curl -s %[3]s/api/v1/query --data-urlencode 'query=count by (cluster) (up)' -d report=1
 
 Stop both replicas of a cluster, ask again, and see a partial answer (exit code 3):
-  promweave demo stop%s eu1-a && promweave demo stop%s eu1-b
-With one of them stopped, the other covers for it. 'promweave demo start%s eu1-a' brings it back.
+  %[1]s demo stop%[2]s eu1-a && %[1]s demo stop%[2]s eu1-b
+With one of them stopped, the other covers for it. This brings it back:
+  %[1]s demo start%[2]s eu1-a
 
 Ctrl-C ends the demo.
-`, u, a.GRPC, model.Duration(span), model.Duration(ahead), server, server, server, u, server, server, server)
+`, o.Command, server, u, a.GRPC, model.Duration(o.Span), model.Duration(ahead))
 }
 
 // Control tells a running demo to stop or start a store.

@@ -198,8 +198,22 @@ func TestDemo(t *testing.T) {
 	if err := Run(ctx, o); err != nil {
 		t.Error(err)
 	}
-	if !strings.Contains(again.String(), "again") || strings.Contains(again.String(), "generating") {
+	if !strings.Contains(again.String(), "again") || strings.Contains(again.String(), "they end at") || strings.Contains(again.String(), "generating") {
 		t.Errorf("the data are made anew:\n%s", again.String())
+	}
+}
+
+func TestOldDataAreNoticed(t *testing.T) {
+	dir := t.TempDir()
+	var talk syncBuffer
+	all := replicas(time.Now().Add(-100*time.Hour), 4*time.Hour, 60)[:1]
+	for range 2 {
+		if err := generate(t.Context(), dir, all, &talk); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !strings.Contains(talk.String(), "they end at 20") {
+		t.Errorf("old data are used without a word:\n%s", talk.String())
 	}
 }
 

@@ -5,6 +5,7 @@ package serve
 
 import (
 	"context"
+	"fmt"
 	"iter"
 	"log/slog"
 	"math"
@@ -94,6 +95,9 @@ func (p *process) apply(old config.Config) (config.Config, error) {
 	cfg, err := p.o.Load()
 	if err != nil {
 		return old, err
+	}
+	if name := old.SelfScrape.Backend; name != "" && !p.stores.keeps(cfg, name) {
+		return old, fmt.Errorf("backend %s receives Promweave's own metrics (self_scrape): to change or remove it needs a restart", name)
 	}
 	entries, commit, err := p.stores.open(cfg)
 	if err != nil {

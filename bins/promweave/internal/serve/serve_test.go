@@ -242,6 +242,14 @@ func TestReload(t *testing.T) {
 		t.Errorf("reload with other labels for a database: %d %s", code, body)
 	}
 
+	// Nor does the backend go away that the process itself writes to.
+	without := first
+	without.Backends, without.SelfScrape.Backend = nil, ""
+	set(without, nil)
+	if code, body := s.do("POST", "/-/reload"); code != 500 || !strings.Contains(body, "self_scrape") {
+		t.Errorf("reload without the backend of self_scrape: %d %s", code, body)
+	}
+
 	// A good one: a new backend, another limit; and what stays the same stays open.
 	good := first
 	good.Query.LookbackDelta = time.Minute
@@ -334,7 +342,11 @@ func TestTLS(t *testing.T) {
 	ca.issue(t, dir, "server")
 	ca.issue(t, dir, "client")
 	webConfig := filepath.Join(dir, "web.yaml")
-	if err := os.WriteFile(webConfig, []byte("tls_server_config: {cert_file: server.pem, key_file: server-key.pem}\n"), 0o600); err != nil {
+	example, err := os.ReadFile("../../../../configs/tls/web.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(webConfig, example, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	cfg := testConfig(t)
@@ -344,6 +356,10 @@ func TestTLS(t *testing.T) {
 	}
 	tlsClient := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: ca.pool}, DisableKeepAlives: true}}
 	s := start(t, Options{Load: func() (config.Config, error) { return cfg, nil }}, "https", tlsClient)
+	if code, _ := s.do("GET", "/-/ready"); code != http.StatusUnauthorized {
+		t.Errorf("without a password: status %d", code)
+	}
+	s.base = "https://grafana:promweave@" + s.addr.HTTP // those of the example
 	s.eventually("/-/ready", "ready.")
 
 	info := func(certs ...tls.Certificate) error {

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -119,6 +120,14 @@ func (s *stores) closeFresh() {
 		}
 	}
 	s.fresh = nil
+}
+
+// keeps says whether cfg leaves an open backend as it is.
+func (s *stores) keeps(cfg config.Config, name string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.opened[name]
+	return st != nil && slices.ContainsFunc(cfg.Backends, func(b config.Backend) bool { return b.Name == name && sameStore(st.cfg, b) })
 }
 
 // sameStore compares what a backend is opened with; the rest belongs to the entry.
