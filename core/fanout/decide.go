@@ -98,7 +98,7 @@ next:
 			switch x.Name {
 			case "__address__":
 				v = m.Address
-			case labels.MetricName:
+			case "__name__":
 				v = m.Name
 			case "__kind__":
 				v = m.Kind

@@ -419,14 +419,6 @@ func TestEarlyBreak(t *testing.T) {
 				}
 			}}
 		}
-		hang := fakestore.Holding(labels.EmptyLabels())
-		hang.Wrap = fakestore.Then(0, func(ctx context.Context, yield func(*backend.Batch, error) bool) {
-			defer ended.Add(1)
-			b := backend.NewBatch(1)
-			b.Append(one("m", "0"))
-			yield(b, nil)
-			fakestore.Hang(ctx, yield)
-		})
 		w := newWorld(t, limits.Config{}, true, member("a", endless()), member("b", endless()))
 		req := request()
 		req.BatchSize = 1
@@ -451,7 +443,9 @@ func TestEarlyBreak(t *testing.T) {
 // backend whose series might have been among them is missing.
 func TestStreamLimitTellsWhatIsMissing(t *testing.T) {
 	w := newWorld(t, limits.Config{}, true,
-		member("bad", backend.Unimplemented{}), member("good", fakestore.Holding(labels.EmptyLabels(), one("m", "a"), one("m", "b"), one("m", "c"))))
+		member("bad", backend.Unimplemented{}),
+		member("good1", fakestore.Holding(labels.EmptyLabels(), one("m", "a"), one("m", "c"), one("m", "e"))),
+		member("good2", fakestore.Holding(labels.EmptyLabels(), one("m", "b"), one("m", "d"))))
 	req := request()
 	req.Limit = 2
 	n, notices := 0, 0
@@ -668,5 +662,32 @@ func TestWindowCutsRequests(t *testing.T) {
 	}
 	if req.MinTime != 0 || req.MaxTime != 10_000 {
 		t.Error("the caller's request was changed")
+	}
+}
+
+// TestReplicaOrder: replicas come in order of their label values and each once,
+// whichever stores hold parts of them and in whatever order those are asked.
+func TestReplicaOrder(t *testing.T) {
+	at := func(replica string, ts int64) backend.Series {
+		return fakestore.Floats(labels.FromStrings("m", "a", "replica", replica), []int64{ts}, []float64{1})
+	}
+	first, second := fakestore.Sends([]backend.Series{at("b", 1), at("c", 2)}), fakestore.Sends([]backend.Series{at("a", 3), at("b", 4), at("c", 5)})
+	for _, ms := range [][]*membership.Member{{member("1", first), member("2", second)}, {member("2", second), member("1", first)}} {
+		w := newWorld(t, limits.Config{}, true, ms...)
+		got, err := w.session.Collect(t.Context(), request(), []string{"replica"}, w.sel)
+		if err != nil || len(got.Series) != 1 {
+			t.Fatal(got.Series, err)
+		}
+		var times [][]int64
+		for _, r := range got.Series[0].Replicas {
+			var ts []int64
+			for _, c := range r.Chunks {
+				ts = append(ts, c.MinTime)
+			}
+			times = append(times, ts)
+		}
+		if d := cmp.Diff([][]int64{{3}, {1, 4}, {2, 5}}, times); d != "" {
+			t.Error(d)
+		}
 	}
 }
