@@ -92,7 +92,10 @@ type state struct {
 	// read, which differs if the configuration of this backend replaces it.
 	external, server labels.Labels
 	// stored says that labels named as an external one are stored too.
-	stored  bool
+	stored bool
+	// bounded: the server holds what it answers with, and does not read on from
+	// elsewhere.
+	bounded bool
 	minTime int64
 	version string
 }
@@ -216,6 +219,8 @@ func (b *Backend) Info(ctx context.Context) (backend.Info, error) {
 	info.Capabilities = backend.Capabilities{
 		Sharding: true, WithoutReplicaLabels: true, SeriesLimit: true,
 		BoundedLabels: true, StaleMarkers: true,
+		// A server that reads on from elsewhere does not tell what is missing there.
+		Completeness:     st.bounded,
 		NativeHistograms: b.cfg.ReadMode != ReadSamples && !b.sampled.Load(),
 		Exemplars:        true, Metadata: true, Rules: true, Targets: true, Statistics: true,
 	}
@@ -300,7 +305,7 @@ func (b *Backend) fetch(ctx context.Context) (*state, error) {
 	st := &state{at: time.Now(), minTime: math.MinInt64}
 	var sc serverConfig
 	err := b.serverConfig(ctx, &sc)
-	bounded := err == nil && len(sc.RemoteRead) == 0
+	st.bounded = err == nil && len(sc.RemoteRead) == 0
 	switch {
 	case err == nil:
 		if st.server, err = externalLabels(sc.Global.ExternalLabels); err != nil {
@@ -323,7 +328,7 @@ func (b *Backend) fetch(ctx context.Context) (*state, error) {
 		return nil, err
 	}
 	st.stored = slices.ContainsFunc(names, func(n string) bool { return st.server.Has(n) })
-	if bounded {
+	if st.bounded {
 		// A server that reads from further ones, or that may do so, has no bound.
 		st.minTime = b.lowest(ctx, time.Duration(sc.Storage.TSDB.OutOfOrder))
 	}

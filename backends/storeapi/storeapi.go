@@ -117,6 +117,8 @@ type Endpoints struct {
 	lost    map[string]*lost     // by source
 	group   *group               // with Config.Group
 	members []backend.Member
+	// single: one address that is no name of several.
+	single bool
 }
 
 var (
@@ -150,7 +152,8 @@ func newEndpoints(cfg Config, logger *slog.Logger, updated func()) (*Endpoints, 
 	if len(names)+len(cfg.Files) == 0 {
 		return nil, errors.New("storeapi: no endpoint is configured; set address, addresses or files")
 	}
-	e := &Endpoints{cfg: cfg, log: logger, open: map[string]*endpoint{}, lost: map[string]*lost{}, updated: updated}
+	single := len(names) == 1 && len(cfg.Files) == 0 && !strings.Contains(names[0], "+")
+	e := &Endpoints{cfg: cfg, single: single, log: logger, open: map[string]*endpoint{}, lost: map[string]*lost{}, updated: updated}
 	var err error
 	if e.tls, err = cfg.TLS.build(); err != nil {
 		return nil, fmt.Errorf("storeapi: tls: %w", err)
@@ -215,14 +218,19 @@ func (e *Endpoints) apply(found []expected) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.group != nil {
-		e.members = []backend.Member{e.group.update(found)}
+		m := e.group.update(found)
+		m.Name, m.Address = "", m.Name
+		e.members = []backend.Member{m}
 		return
 	}
 	var members []backend.Member
 	keep := map[string]bool{}
 	for _, x := range found {
 		keep[x.name] = true
-		m := backend.Member{Name: x.name, Gone: x.gone}
+		m := backend.Member{Name: x.name, Address: x.name, Gone: x.gone}
+		if e.single {
+			m.Name = ""
+		}
 		switch {
 		case x.addr == "":
 			l := e.lost[x.name]

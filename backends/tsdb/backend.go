@@ -318,7 +318,7 @@ func (b *Backend) Info(ctx context.Context) (backend.Info, error) {
 	}
 	info.Capabilities = backend.Capabilities{
 		Sharding: true, WithoutReplicaLabels: true, SeriesLimit: true, BoundedLabels: true,
-		NativeHistograms: true, StaleMarkers: true, Statistics: true,
+		NativeHistograms: true, StaleMarkers: true, Completeness: true, Statistics: true,
 		Exemplars: b.own != nil, Metadata: b.own != nil && b.own.metadata != nil,
 	}
 	if err := ctx.Err(); err != nil {

@@ -8,6 +8,7 @@
 package membership
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -328,7 +329,11 @@ func expand(e Entry) []expected {
 	}
 	out := make([]expected, len(ms))
 	for i, m := range ms {
-		out[i] = expected{name: e.Name + "/" + m.Name, address: m.Name, gone: m.Gone, b: m.Backend}
+		name := e.Name
+		if m.Name != "" {
+			name += "/" + m.Name
+		}
+		out[i] = expected{name: name, address: cmp.Or(m.Address, m.Name, e.Name), gone: m.Gone, b: m.Backend}
 	}
 	return out
 }

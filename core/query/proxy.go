@@ -72,7 +72,13 @@ func (p Proxy) Info(context.Context) (backend.Info, error) {
 				out.LabelSets = append(out.LabelSets, ls)
 			}
 		}
+		// A querier that hands over whole queries goes by the ranges of the label sets.
 		out.Ranges = append(out.Ranges, m.Info.Ranges...)
+		if len(m.Info.Ranges) == 0 {
+			for _, ls := range m.Info.LabelSets {
+				out.Ranges = append(out.Ranges, backend.LabelSetRange{Labels: ls, MinTime: m.Info.MinTime, MaxTime: m.Info.MaxTime})
+			}
+		}
 	}
 	if anything {
 		// One that cannot say what it has makes the sum one that cannot say.

@@ -18,8 +18,11 @@ type Group interface {
 
 // Member is one store of a Group.
 type Member struct {
-	// Name is unique in the group and stable, usually the address.
+	// Name is unique in the group and stable, usually the address. It is empty if
+	// the group never has more than this one: the group's own name says enough.
 	Name string
+	// Address is where the store is; Name if empty.
+	Address string
 	// Backend answers for it. It is there even if the store is gone, and fails then.
 	Backend Backend
 	// Gone says, in words for people, why the store is expected but not to be

@@ -33,6 +33,9 @@ const maxFrameSeries = 4096
 type ServerConfig struct {
 	// Name of the backend in errors and logs.
 	Name string
+	// QueryAPI says in Info that the same gRPC server has thanos.Query, by which a
+	// querier hands over whole queries.
+	QueryAPI bool
 	// Logger gets panics of the backend, and notices that are not sent.
 	Logger *slog.Logger
 }
@@ -56,6 +59,7 @@ type Server struct {
 	b    backend.Backend
 	name string
 	log  *slog.Logger
+	queryAPI bool
 	// caps are the claims as last heard of. A claim always holds (rule I-3), so
 	// that they may be old.
 	caps atomic.Pointer[backend.Capabilities]
@@ -63,7 +67,7 @@ type Server struct {
 
 // NewServer returns a server for b, which it does not close.
 func NewServer(b backend.Backend, cfg ServerConfig) *Server {
-	s := &Server{b: b, name: cfg.Name, log: cfg.Logger}
+	s := &Server{b: b, name: cfg.Name, log: cfg.Logger, queryAPI: cfg.QueryAPI}
 	if s.name == "" {
 		s.name = fmt.Sprintf("%T", b)
 	}
@@ -113,7 +117,11 @@ func (s *Server) Info(ctx context.Context, _ *infopb.InfoRequest) (_ *infopb.Inf
 	if err != nil {
 		return nil, err
 	}
-	return InfoToWire(&info), nil
+	out := InfoToWire(&info)
+	if s.queryAPI {
+		out.Query = &infopb.QueryAPIInfo{}
+	}
+	return out, nil
 }
 
 func (s *Server) info(ctx context.Context) (backend.Info, error) {

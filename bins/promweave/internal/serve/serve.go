@@ -303,7 +303,7 @@ func (p *process) grpcServer(cfg config.Config) (*grpc.Server, error) {
 		opts = append(opts, grpc.Creds(credentials.NewTLS(tlsCfg)))
 	}
 	s := grpc.NewServer(opts...)
-	storeapi.NewServer(proxy{p.query}, storeapi.ServerConfig{Name: "promweave", Logger: p.log.With("part", "grpc")}).Register(s)
+	storeapi.NewServer(proxy{p.query}, storeapi.ServerConfig{Name: "promweave", QueryAPI: true, Logger: p.log.With("part", "grpc")}).Register(s)
 	grpcapi.Register(s, p.query)
 	return s, nil
 }
