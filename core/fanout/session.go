@@ -19,10 +19,10 @@ import (
 	"time"
 
 	"github.com/prometheus/prometheus/model/labels"
-	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/promweave/promweave/core/limits"
 	"github.com/promweave/promweave/core/membership"
@@ -42,12 +42,13 @@ type Options struct {
 	// ReplicaLabels tell replicas apart; a missing backend is covered by another
 	// one with the same external labels but for these.
 	ReplicaLabels []string
+	// Tracer makes one span per backend asked; nil makes none.
+	Tracer trace.Tracer
 }
 
 // Session is one request's use of the backends. It is safe for concurrent use.
 type Session struct {
 	Options
-	tracer trace.Tracer
 
 	mu      sync.Mutex
 	selects []*report.Select
@@ -56,7 +57,10 @@ type Session struct {
 
 // NewSession begins a request. The view stays the caller's.
 func NewSession(o Options) *Session {
-	return &Session{Options: o, tracer: otel.Tracer("github.com/promweave/promweave/core/fanout")}
+	if o.Tracer == nil {
+		o.Tracer = noop.Tracer{}
+	}
+	return &Session{Options: o}
 }
 
 // MissingError is a request that failed because a backend is missing which is
@@ -140,7 +144,7 @@ const budgetShare = 0.9
 // begin starts the clock of one backend. The context ends with its budget.
 func (a *ask) begin(ctx context.Context) (context.Context, context.CancelFunc) {
 	a.begun = time.Now()
-	ctx, span := a.s.tracer.Start(ctx, "backend "+a.m.Name, trace.WithAttributes(
+	ctx, span := a.s.Tracer.Start(ctx, "backend "+a.m.Name, trace.WithAttributes(
 		attribute.String("promweave.backend", a.m.Name), attribute.String("promweave.kind", a.m.Kind)))
 	budget := a.m.Timeout
 	if deadline, ok := ctx.Deadline(); ok {

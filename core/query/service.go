@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/prometheus/promql"
 	"github.com/prometheus/prometheus/promql/parser"
 	"github.com/thanos-io/promql-engine/engine"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/promweave/promweave/core/dedup"
 	"github.com/promweave/promweave/core/fanout"
@@ -47,6 +48,8 @@ type Config struct {
 	Limits     limits.Config
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
+	// Tracer makes one span per backend asked; nil makes none.
+	Tracer trace.Tracer
 }
 
 // Service answers requests over a set of backends. It is safe for concurrent use.
@@ -156,7 +159,7 @@ func (s *Service) begin(ctx context.Context, kind string, o Options) (context.Co
 		return nil, nil, &Error{Kind: kind, Err: err}
 	}
 	r.view = s.set.Acquire()
-	fo := fanout.Options{View: r.view, Limits: r.limits, Partial: o.PartialResponse, StoreMatch: o.StoreMatch}
+	fo := fanout.Options{View: r.view, Limits: r.limits, Partial: o.PartialResponse, StoreMatch: o.StoreMatch, Tracer: s.cfg.Tracer}
 	if o.Dedup {
 		fo.ReplicaLabels = o.ReplicaLabels
 	}

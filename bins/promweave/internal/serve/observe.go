@@ -30,6 +30,7 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/sdk/resource"
 	"go.opentelemetry.io/otel/sdk/trace"
+	oteltrace "go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc/stats"
 
 	"github.com/promweave/promweave/bins/promweave/internal/config"
@@ -168,6 +169,14 @@ func (t *tracing) http(next http.Handler) http.Handler {
 			}
 			return true
 		}))
+}
+
+// tracer makes the spans of the query engine's fan-out; nil makes none.
+func (t *tracing) tracer() oteltrace.Tracer {
+	if t == nil {
+		return nil
+	}
+	return t.provider.Tracer("github.com/promweave/promweave/core/fanout")
 }
 
 func (t *tracing) grpcServer() []stats.Handler {

@@ -104,7 +104,7 @@ func (p *process) apply(old config.Config) (config.Config, error) {
 		return old, err
 	}
 	if !reflect.DeepEqual(old.Query, cfg.Query) {
-		if err := p.query.use(cfg.Query, p.set, p.log, p.metrics); err != nil {
+		if err := p.query.use(cfg.Query, p.set, p.log, p.metrics, p.tracing); err != nil {
 			p.stores.discard()
 			return old, err
 		}
@@ -125,7 +125,7 @@ type current struct {
 
 var _ httpapi.Queries = (*current)(nil)
 
-func (c *current) use(cfg config.Query, set *membership.Set, log *slog.Logger, m *metrics) error {
+func (c *current) use(cfg config.Query, set *membership.Set, log *slog.Logger, m *metrics, t *tracing) error {
 	// Without replica labels there is nothing to merge, unless a request names some.
 	algorithm, replicas := dedup.Algorithm(cfg.Dedup), cfg.ReplicaLabels
 	if cfg.Dedup == "off" {
@@ -145,7 +145,7 @@ func (c *current) use(cfg config.Query, set *membership.Set, log *slog.Logger, m
 			Series: cfg.Limits.Series, Samples: cfg.Limits.Samples, Bytes: int64(cfg.Limits.Bytes),
 			ProcessBytes: int64(cfg.Limits.ProcessBytes), Concurrent: cfg.MaxConcurrent,
 		},
-		Logger: log.With("part", "query"), Registerer: reg,
+		Logger: log.With("part", "query"), Registerer: reg, Tracer: t.tracer(),
 	})
 	if err != nil {
 		return err

@@ -28,6 +28,9 @@ import (
 	"github.com/prometheus/exporter-toolkit/web"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/reflection"
 
 	"github.com/promweave/promweave/backends/tsdb"
 	"github.com/promweave/promweave/backends/tsdb/scrape"
@@ -132,7 +135,7 @@ func (p *process) run(ctx context.Context, cfg config.Config) (err error) {
 		p.query.close()
 		p.set.Close()
 	}()
-	if err := p.query.use(cfg.Query, p.set, p.log, p.metrics); err != nil {
+	if err := p.query.use(cfg.Query, p.set, p.log, p.metrics, p.tracing); err != nil {
 		return err
 	}
 	p.state.reloaded(cfg, p.metrics, true)
@@ -305,6 +308,9 @@ func (p *process) grpcServer(cfg config.Config) (*grpc.Server, error) {
 	s := grpc.NewServer(opts...)
 	storeapi.NewServer(proxy{p.query}, storeapi.ServerConfig{Name: "promweave", QueryAPI: true, Logger: p.log.With("part", "grpc")}).Register(s)
 	grpcapi.Register(s, p.query)
+	// What every Thanos server has too: probes and grpcurl use them.
+	healthpb.RegisterHealthServer(s, health.NewServer())
+	reflection.Register(s)
 	return s, nil
 }
 
