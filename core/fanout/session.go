@@ -143,21 +143,76 @@ const budgetShare = 0.9
 
 // begin starts the clock of one backend. The context ends with its budget.
 func (a *ask) begin(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, span := a.start(ctx)
+	budget, ok := a.budget(ctx)
+	if !ok {
+		ctx, cancel := context.WithCancel(ctx)
+		return ctx, func() { span.End(); cancel() }
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, budget, &budgetError{budget})
+	return ctx, func() { span.End(); cancel() }
+}
+
+func (a *ask) start(ctx context.Context) (context.Context, trace.Span) {
 	a.begun = time.Now()
-	ctx, span := a.s.Tracer.Start(ctx, "backend "+a.m.Name, trace.WithAttributes(
+	return a.s.Tracer.Start(ctx, "backend "+a.m.Name, trace.WithAttributes(
 		attribute.String("promweave.backend", a.m.Name), attribute.String("promweave.kind", a.m.Kind)))
+}
+
+// budget is the time that the backend may take; false if there is no bound.
+func (a *ask) budget(ctx context.Context) (time.Duration, bool) {
 	budget := a.m.Timeout
 	if deadline, ok := ctx.Deadline(); ok {
 		left := time.Duration(float64(time.Until(deadline)) * budgetShare)
 		if budget <= 0 || left < budget {
 			budget = left
 		}
-	} else if budget <= 0 {
-		ctx, cancel := context.WithCancel(ctx)
-		return ctx, func() { span.End(); cancel() }
+		return budget, true
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, budget, &budgetError{budget})
-	return ctx, func() { span.End(); cancel() }
+	return budget, budget > 0
+}
+
+// clock is a backend's time budget that stands still while the backend waits for
+// us: while its batches are not yet wanted, because the consumer is slow or others
+// come first.
+type clock struct {
+	left    time.Duration
+	since   time.Time
+	timer   *time.Timer // nil: no bound
+	running bool
+}
+
+// beginClock is begin with a budget that can be held.
+func (a *ask) beginClock(ctx context.Context) (context.Context, context.CancelFunc, *clock) {
+	ctx, span := a.start(ctx)
+	budget, ok := a.budget(ctx)
+	ctx, cancel := context.WithCancelCause(ctx)
+	c := &clock{left: budget, since: a.begun, running: true}
+	if ok {
+		c.timer = time.AfterFunc(budget, func() { cancel(&budgetError{budget}) })
+	}
+	return ctx, func() {
+		if c.timer != nil {
+			c.timer.Stop()
+		}
+		span.End()
+		cancel(nil)
+	}, c
+}
+
+// hold stops the clock, and run lets it go on. Both are called by one goroutine.
+func (c *clock) hold() {
+	if c.timer != nil && c.running && c.timer.Stop() {
+		c.left -= time.Since(c.since)
+		c.running = false
+	}
+}
+
+func (c *clock) run() {
+	if c.timer != nil && !c.running {
+		c.since, c.running = time.Now(), true
+		c.timer.Reset(c.left)
+	}
 }
 
 type budgetError struct{ budget time.Duration }

@@ -96,9 +96,10 @@ func (s *Session) merge(ctx context.Context, req *backend.SeriesRequest, asks []
 	var live []*source
 	for _, a := range asks {
 		src := &source{a: a, ch: make(chan *backend.Batch, streamDepth), end: make(chan error, 1)}
-		src.ctx, src.stop = a.begin(ctx)
+		var held *clock
+		src.ctx, src.stop, held = a.beginClock(ctx)
 		got := make(chan error, 1)
-		go s.pump(src, req, got)
+		go s.pump(src, req, held, got)
 		go func() {
 			src.end <- wait(ctx, src.ctx, got, func(err error) error { return err })
 		}()
@@ -164,7 +165,12 @@ func (s *Session) merge(ctx context.Context, req *backend.SeriesRequest, asks []
 			from++
 			kept := true
 			for kept && labels.Equal(live[i].cur.Labels, least) {
-				series.Chunks = append(series.Chunks, live[i].cur.Chunks...)
+				if series.Chunks == nil {
+					// Read only, as everything of a batch; appending makes a copy.
+					series.Chunks = slices.Clip(live[i].cur.Chunks)
+				} else {
+					series.Chunks = append(series.Chunks, live[i].cur.Chunks...)
+				}
 				var err error
 				if kept, err = advance(i); err != nil {
 					yield(nil, err)
@@ -190,7 +196,7 @@ func (s *Session) merge(ctx context.Context, req *backend.SeriesRequest, asks []
 }
 
 // pump runs a backend's sequence into the source's channel.
-func (s *Session) pump(src *source, req *backend.SeriesRequest, got chan<- error) {
+func (s *Session) pump(src *source, req *backend.SeriesRequest, held *clock, got chan<- error) {
 	var err error
 	defer func() {
 		if p := recover(); p != nil && err == nil {
@@ -216,12 +222,14 @@ func (s *Session) pump(src *source, req *backend.SeriesRequest, got chan<- error
 		if b.Len() == 0 {
 			continue
 		}
+		held.hold()
 		select {
 		case src.ch <- b:
 		case <-src.ctx.Done():
 			err = context.Cause(src.ctx)
 			return
 		}
+		held.run()
 	}
 	if src.ctx.Err() != nil {
 		// It may have ended for that, without a word.

@@ -31,6 +31,8 @@ type queryable struct {
 	maxResolution int64
 	step          int64
 	dry           bool
+	// strict: what is found missing during evaluation is an error at once.
+	strict bool
 }
 
 // prepareDry is prepare with selections that ask nobody.
@@ -107,7 +109,13 @@ func (q *querier) Select(ctx context.Context, _ bool, hints *storage.SelectHints
 		if set.err != nil {
 			return
 		}
-		set.o.OnCorrupt = set.selection.Corrupt
+		if q.strict {
+			// Nobody asks for the completeness afterwards: a corrupt chunk fails the
+			// series in which it is.
+			set.o.OnCorrupt = nil
+		} else {
+			set.o.OnCorrupt = set.selection.Corrupt
+		}
 		set.series = set.selection.Series
 		if o.Shard != nil {
 			set.series = inShard(o.Shard, set.series)

@@ -213,7 +213,7 @@ func (s *Service) Queryable(o Options) storage.Queryable {
 		if err != nil {
 			return nil, err
 		}
-		q := &querier{queryable: &queryable{r: r, maxResolution: max(0, o.MaxSourceResolution)}, minTime: minTime, maxTime: maxTime}
+		q := &querier{queryable: &queryable{r: r, maxResolution: max(0, o.MaxSourceResolution), strict: !o.PartialResponse}, minTime: minTime, maxTime: maxTime}
 		return &embedded{q}, nil
 	})
 }

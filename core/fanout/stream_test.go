@@ -1,0 +1,92 @@
+// Copyright The Promweave Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package fanout_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/promweave/promweave/core/internal/fakestore"
+	"github.com/promweave/promweave/core/limits"
+	"github.com/promweave/promweave/core/report"
+	"github.com/promweave/promweave/sdk/backend"
+)
+
+// TestSlowConsumer: the time in which a backend waits for the consumer, or for
+// another backend, is not the backend's.
+func TestSlowConsumer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		steady := func(name string, every time.Duration) backend.Backend {
+			return &fakestore.Script{OnSeries: func(ctx context.Context, _ *backend.SeriesRequest) fakestore.Seq {
+				return func(yield func(*backend.Batch, error) bool) {
+					for i := range 20 {
+						select {
+						case <-time.After(every):
+						case <-ctx.Done():
+							yield(nil, context.Cause(ctx))
+							return
+						}
+						b := backend.NewBatch(1)
+						b.Append(one("m", fmt.Sprintf("%08d-%s", i, name)))
+						if !yield(b, nil) {
+							return
+						}
+					}
+				}
+			}}
+		}
+		quick, slow := member("quick", steady("quick", time.Millisecond)), member("slow", steady("slow", 100*time.Millisecond))
+		quick.Timeout, slow.Timeout = time.Second, 3*time.Second
+		w := newWorld(t, limits.Config{}, true, quick, slow)
+		req := request()
+		req.BatchSize = 1
+		n := 0
+		for b, err := range w.session.Stream(t.Context(), req, w.sel) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			n += b.Len()
+			time.Sleep(time.Minute)
+		}
+		if n != 40 {
+			t.Errorf("%d series of 40", n)
+		}
+		for _, r := range w.sel.Backends {
+			if r.State != report.RowAnswered {
+				t.Errorf("%s is %s: %s", r.Backend, r.State, r.Detail)
+			}
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		// Its own silence is its own.
+		late := member("late", &fakestore.Script{OnSeries: func(ctx context.Context, _ *backend.SeriesRequest) fakestore.Seq {
+			return func(yield func(*backend.Batch, error) bool) {
+				b := backend.NewBatch(1)
+				b.Append(one("m", "1"))
+				if !yield(b, nil) {
+					return
+				}
+				<-ctx.Done()
+				yield(nil, context.Cause(ctx))
+			}
+		}})
+		late.Timeout = time.Second
+		w := newWorld(t, limits.Config{}, true, late)
+		began := time.Now()
+		for _, err := range w.session.Stream(t.Context(), request(), w.sel) {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if d := time.Since(began); d != time.Second {
+			t.Errorf("it was left after %s, want 1s", d)
+		}
+		if r := w.sel.Backends[0]; r.Reason != report.ReasonTimeout {
+			t.Errorf("it is %s for %q", r.State, r.Reason)
+		}
+	})
+}
