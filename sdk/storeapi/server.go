@@ -56,9 +56,9 @@ type Server struct {
 	storepb.UnimplementedTargetsServer
 	storepb.UnimplementedStatusServer
 
-	b    backend.Backend
-	name string
-	log  *slog.Logger
+	b        backend.Backend
+	name     string
+	log      *slog.Logger
 	queryAPI bool
 	// caps are the claims as last heard of. A claim always holds (rule I-3), so
 	// that they may be old.
