@@ -102,9 +102,9 @@ func eventually(t *testing.T, what string, within time.Duration, f func() error)
 	defer cancel()
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
-	err := errors.New("not asked")
 	for {
-		if err = f(); err == nil {
+		err := f()
+		if err == nil {
 			return
 		}
 		select {
