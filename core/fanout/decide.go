@@ -34,7 +34,7 @@ func Decide(m *membership.Member, q Question) (report.RowState, report.Reason, s
 			formatTime(q.MinTime), formatTime(q.MaxTime), formatTime(m.Info.MinTime), formatTime(m.Info.MaxTime))
 	}
 	if bad := contradiction(m.Info.LabelSets, q.Matchers); bad != nil {
-		return report.RowPruned, report.ReasonExternalLabels, fmt.Sprintf("%s matches none of its %d external label sets", bad, len(m.Info.LabelSets))
+		return report.RowPruned, report.ReasonExternalLabels, fmt.Sprintf("none of its external label sets meets %s", bad)
 	}
 	switch {
 	case m.Gone != "":
