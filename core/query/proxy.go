@@ -240,6 +240,9 @@ func SumStatistics(entries map[string]*storepb.TSDBStatisticsEntry, limit int) *
 			}
 		}
 	}
+	if h.MinTime > h.MaxTime {
+		h.MinTime, h.MaxTime = 0, 0 // nobody has a head
+	}
 	for i, into := range []*[]*storepb.Statistic{&out.SeriesCountByMetricName, &out.LabelValueCountByLabelName, &out.MemoryInBytesByLabelName, &out.SeriesCountByLabelValuePair} {
 		for n, v := range lists[i] {
 			*into = append(*into, &storepb.Statistic{Name: n, Value: v})

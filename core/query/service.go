@@ -174,9 +174,25 @@ func (r *request) finish() *report.Report {
 	if r.report.Selects == nil {
 		r.report.Selects = []*report.Select{}
 	}
+	r.report.Start, r.report.End = writable(r.report.Start), writable(r.report.End)
 	r.report.Limits = r.limits.Use()
 	r.report.Seconds = time.Since(r.report.StartedAt).Seconds()
 	return r.report
+}
+
+// writable cuts a time to the years that JSON has a form for. Requests for all of
+// time lie far outside.
+func writable(t time.Time) time.Time {
+	first, last := time.Date(1, 1, 1, 0, 0, 0, 1, time.UTC), time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
+	switch {
+	case t.IsZero():
+		return t
+	case t.Before(first):
+		return first
+	case t.After(last):
+		return last
+	}
+	return t
 }
 
 // end gives back what begin took.

@@ -248,7 +248,7 @@ func (s *Service) Exemplars(ctx context.Context, expr string, start, end time.Ti
 			if len(mine) == 0 {
 				return nil, nil, nil
 			}
-			return b.Exemplars(ctx, mine, lo, hi)
+			return b.Exemplars(ctx, mine, max(lo, m.AskMin), min(hi, m.AskMax))
 		})
 	if err != nil {
 		return nil, err
