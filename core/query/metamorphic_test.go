@@ -4,9 +4,11 @@
 package query_test
 
 import (
+	"context"
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"net"
 	"os"
 	"slices"
 	"strconv"
@@ -19,6 +21,8 @@ import (
 	"github.com/prometheus/prometheus/promql"
 	"github.com/prometheus/prometheus/promql/parser"
 	"github.com/prometheus/prometheus/tsdb/tsdbutil"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/promweave/promweave/core/internal/fakestore"
 	"github.com/promweave/promweave/core/membership"
@@ -26,6 +30,7 @@ import (
 	"github.com/promweave/promweave/core/report"
 	"github.com/promweave/promweave/sdk/backend"
 	"github.com/promweave/promweave/sdk/backend/shaping"
+	"github.com/promweave/promweave/sdk/storeapi"
 )
 
 // truth is a set of series that layouts spread over stores.
@@ -196,8 +201,31 @@ func canonical(v parser.Value) string {
 	return strings.Join(lines, "\n")
 }
 
+// overGRPC puts StoreAPI between the engine and a backend.
+func overGRPC(t *testing.T, b backend.Backend) backend.Backend {
+	t.Helper()
+	l := bufconn.Listen(1 << 16)
+	srv := grpc.NewServer(storeapi.ServerOptions()...)
+	storeapi.NewServer(b, storeapi.ServerConfig{}).Register(srv)
+	go func() { _ = srv.Serve(l) }()
+	opts, err := storeapi.DialOptions(storeapi.DialConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := grpc.NewClient("passthrough:///store", append(opts,
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		conn.Close()
+		srv.Stop()
+	})
+	return storeapi.NewClient(conn, storeapi.ClientConfig{Name: "store"})
+}
+
 // TestMetamorphic: answers are the same whatever the order and the split of
-// stores. PROMWEAVE_SEED=n runs one seed alone.
+// stores, in process, by gRPC and through another Promweave. PROMWEAVE_SEED=n runs one seed alone.
 func TestMetamorphic(t *testing.T) {
 	seeds := []uint64{1, 2, 3, 4, 5, 6}
 	if x := os.Getenv("PROMWEAVE_SEED"); x != "" {
@@ -214,7 +242,7 @@ func TestMetamorphic(t *testing.T) {
 			want := map[string]string{}
 			filled := 0
 			for _, l := range layouts {
-				for variant := range 2 {
+				for variant := range 4 {
 					stores := l.make(t, r, data)
 					names := r.Perm(len(stores))
 					var entries []membership.Entry
@@ -223,6 +251,15 @@ func TestMetamorphic(t *testing.T) {
 						entries = append(entries, spec(fmt.Sprint("store-", names[i]), s))
 					}
 					r.Shuffle(len(entries), func(i, j int) { entries[i], entries[j] = entries[j], entries[i] })
+					switch variant {
+					case 2: // each store behind a gRPC connection
+						for i := range entries {
+							entries[i].Backend = overGRPC(t, entries[i].Backend)
+						}
+					case 3: // all of them behind another Promweave
+						lower, _ := serve(t, query.Config{}, entries...)
+						entries = []membership.Entry{spec("lower", overGRPC(t, lower.Proxy()))}
+					}
 					s, _ := serve(t, query.Config{}, entries...)
 					for _, engine := range engines {
 						for _, q := range metamorphicQueries {

@@ -13,12 +13,14 @@ import (
 
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/promql/parser"
+	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/util/annotations"
 	"github.com/prometheus/prometheus/util/stats"
 
 	"github.com/promweave/promweave/core/dedup"
 	"github.com/promweave/promweave/core/report"
 	"github.com/promweave/promweave/sdk/backend"
+	"github.com/promweave/promweave/sdk/storepb"
 )
 
 // AutoResolution as MaxSourceResolution lets the step decide.
@@ -134,4 +136,50 @@ func (e *Error) Unwrap() []error { return []error{e.Kind, e.Err} }
 
 func badData(format string, args ...any) error {
 	return &Error{Kind: ErrBadData, Err: fmt.Errorf(format, args...)}
+}
+
+// ReadRequest selects raw samples, for remote read.
+type ReadRequest struct {
+	// MinTime and MaxTime are in ms, both inclusive.
+	MinTime, MaxTime int64
+	Matchers         []*labels.Matcher
+	Options
+}
+
+// ReadResult is a set of series that is being read. Finish must be called once,
+// after the last use of Series; it returns what became of the request.
+type ReadResult struct {
+	Series storage.SeriesSet
+	Finish func() (*report.Report, error)
+}
+
+// RulesResult holds rule groups, identical ones of several backends once.
+type RulesResult struct {
+	Groups []*storepb.RuleGroup
+	Report *report.Report
+}
+
+// TargetsResult holds scrape targets.
+type TargetsResult struct {
+	Targets *storepb.TargetDiscovery
+	Report  *report.Report
+}
+
+// MetadataResult holds metadata by name of metric.
+type MetadataResult struct {
+	Metadata map[string][]*storepb.Meta
+	Report   *report.Report
+}
+
+// ExemplarsResult holds exemplars.
+type ExemplarsResult struct {
+	Exemplars []*storepb.ExemplarData
+	Report    *report.Report
+}
+
+// StatisticsResult holds the head statistics of all backends that have some, by
+// name of backend.
+type StatisticsResult struct {
+	Entries map[string]*storepb.TSDBStatisticsEntry
+	Report  *report.Report
 }
