@@ -228,6 +228,9 @@ func overGRPC(t *testing.T, b backend.Backend) backend.Backend {
 // stores, in process, by gRPC and through another Promweave. PROMWEAVE_SEED=n runs one seed alone.
 func TestMetamorphic(t *testing.T) {
 	seeds := []uint64{1, 2, 3, 4, 5, 6}
+	if raceEnabled {
+		seeds = seeds[:1]
+	}
 	if x := os.Getenv("PROMWEAVE_SEED"); x != "" {
 		n, err := strconv.ParseUint(x, 10, 64)
 		if err != nil {
