@@ -22,6 +22,9 @@ import (
 func (s *Session) adapt(a *ask, req *backend.SeriesRequest) (*backend.SeriesRequest, func(iter.Seq2[*backend.Batch, error]) iter.Seq2[*backend.Batch, error]) {
 	caps := a.m.Info.Capabilities
 	sent := *shaping.Reduce(caps, req)
+	// Its own copy, for whoever breaks rule B-3: a slice of matchers that one
+	// backend sorts while another reads it makes wrong answers.
+	sent.Matchers = slices.Clone(req.Matchers)
 	sent.MinTime, sent.MaxTime = max(req.MinTime, a.m.AskMin), min(req.MaxTime, a.m.AskMax)
 	sent.PartialAllowed = s.Partial && !a.m.Required
 

@@ -10,6 +10,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/prometheus/model/labels"
+
 	"github.com/promweave/promweave/core/internal/fakestore"
 	"github.com/promweave/promweave/core/limits"
 	"github.com/promweave/promweave/core/report"
@@ -87,6 +89,31 @@ func TestSlowConsumer(t *testing.T) {
 		}
 		if r := w.sel.Backends[0]; r.Reason != report.ReasonTimeout {
 			t.Errorf("it is %s for %q", r.State, r.Reason)
+		}
+	})
+}
+
+// TestBackendsDoNotShareMatchers: a backend that breaks rule B-3 by reordering the
+// matchers that it gets, as the TSDB library does, harms no other.
+func TestBackendsDoNotShareMatchers(t *testing.T) {
+	both(t, func(t *testing.T, ask func(context.Context, *world, *backend.SeriesRequest) ([]string, error)) {
+		req := request()
+		req.Matchers = []*labels.Matcher{labels.MustNewMatcher(labels.MatchEqual, "a", "1"), labels.MustNewMatcher(labels.MatchEqual, "b", "2")}
+		spoiler := func() backend.Backend {
+			return &fakestore.Script{OnSeries: func(_ context.Context, req *backend.SeriesRequest) fakestore.Seq {
+				if req.Matchers[0].Name != "a" {
+					t.Errorf("the first matcher is %s", req.Matchers[0])
+				}
+				req.Matchers[0], req.Matchers[1] = req.Matchers[1], req.Matchers[0]
+				return backend.None()
+			}}
+		}
+		w := newWorld(t, limits.Config{}, true, member("x", spoiler()), member("y", spoiler()), member("z", spoiler()))
+		if _, err := ask(t.Context(), w, req); err != nil {
+			t.Fatal(err)
+		}
+		if req.Matchers[0].Name != "a" {
+			t.Error("the caller's matchers were changed")
 		}
 	})
 }

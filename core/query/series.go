@@ -155,7 +155,7 @@ func (r *request) labelsOf(ctx context.Context, ms []*labels.Matcher, minTime, m
 	q := fanout.Question{MinTime: minTime, MaxTime: maxTime, Matchers: ms}
 	answers, err := fanout.Each(ctx, r.session, q, selectRow(ms, minTime, maxTime), nil,
 		func(ctx context.Context, m *membership.Member) ([]string, []backend.Notice, error) {
-			l, err := call(ctx, m, ms, max(minTime, m.AskMin), min(maxTime, m.AskMax), limit)
+			l, err := call(ctx, m, slices.Clone(ms), max(minTime, m.AskMin), min(maxTime, m.AskMax), limit)
 			if err != nil {
 				return nil, nil, err
 			}

@@ -33,7 +33,9 @@ import (
 
 // SplitMatchers evaluates the matchers on external labels against the external
 // values (rule S-5) and returns the others. With ok false one of them failed and
-// the answer is empty. ms is not changed; rest may share its memory.
+// the answer is empty. ms is not changed, and rest shares no memory with it: the
+// TSDB library, for one, sorts the matchers that it is given in place, and a
+// request may be shared with calls to other backends (rule B-3).
 func SplitMatchers(ext labels.Labels, ms []*labels.Matcher) (rest []*labels.Matcher, ok bool) {
 	external := 0
 	for _, m := range ms {
@@ -45,9 +47,6 @@ func SplitMatchers(ext labels.Labels, ms []*labels.Matcher) (rest []*labels.Matc
 			return nil, false
 		}
 		external++
-	}
-	if external == 0 {
-		return ms, true
 	}
 	rest = make([]*labels.Matcher, 0, len(ms)-external)
 	for _, m := range ms {

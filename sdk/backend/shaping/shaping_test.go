@@ -441,3 +441,18 @@ func BenchmarkExtend(b *testing.B) {
 		})
 	}
 }
+
+// TestSplitMatchersOwnsItsResult: the TSDB library sorts matchers in place.
+func TestSplitMatchersOwnsItsResult(t *testing.T) {
+	ms := []*labels.Matcher{labels.MustNewMatcher(labels.MatchEqual, "a", "1"), labels.MustNewMatcher(labels.MatchEqual, "b", "2")}
+	for _, ext := range []labels.Labels{labels.EmptyLabels(), labels.FromStrings("c", "3")} {
+		rest, ok := shaping.SplitMatchers(ext, ms)
+		if !ok || len(rest) != 2 {
+			t.Fatalf("%v %v", rest, ok)
+		}
+		rest[0], rest[1] = rest[1], rest[0]
+		if ms[0].Name != "a" {
+			t.Fatal("what SplitMatchers returns is the request's own memory")
+		}
+	}
+}
