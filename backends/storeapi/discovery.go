@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -71,6 +72,7 @@ type known struct {
 	source
 	targets map[string]*seen // by address
 	problem string           // of the last lookup
+	left    string           // why all of it is gone: no file lists it any more
 }
 
 type seen struct {
@@ -87,9 +89,27 @@ type finder struct {
 	dns    *resolver
 	log    *slog.Logger
 
-	// listed are the targets of each file as last read.
-	listed  map[string][]string
+	listed  map[string]*list // by path
 	sources map[string]*known
+	last    []expected // of the last round
+}
+
+// list is what a file said when it could last be read.
+type list struct {
+	targets []string
+	left    map[string]time.Time // targets that it had before, and since when not
+}
+
+// update takes in a new version of the file.
+func (l *list) update(targets []string, now time.Time, forget time.Duration) {
+	for _, t := range l.targets {
+		l.left[t] = now
+	}
+	for _, t := range targets {
+		delete(l.left, t)
+	}
+	maps.DeleteFunc(l.left, func(_ string, since time.Time) bool { return now.Sub(since) >= forget })
+	l.targets = targets
 }
 
 func newFinder(static, files []string, forget time.Duration, dns *resolver, log *slog.Logger) (*finder, error) {
@@ -103,13 +123,13 @@ func newFinder(static, files []string, forget time.Duration, dns *resolver, log 
 			return nil, fmt.Errorf("files: %q: %w", f, err)
 		}
 	}
-	return &finder{static: static, files: files, forget: forget, dns: dns, log: log, listed: map[string][]string{}, sources: map[string]*known{}}, nil
+	return &finder{static: static, files: files, forget: forget, dns: dns, log: log, listed: map[string]*list{}, sources: map[string]*known{}}, nil
 }
 
 // round looks everything up and returns what is expected now, sorted by name.
 func (f *finder) round(ctx context.Context, now time.Time) []expected {
 	names := slices.Clone(f.static)
-	fileNames, lost := f.readFiles()
+	fileNames, left, lost := f.readFiles(now)
 	names = append(names, fileNames...)
 
 	current := map[string]*known{}
@@ -129,6 +149,7 @@ func (f *finder) round(ctx context.Context, now time.Time) []expected {
 			k = &known{source: src, targets: map[string]*seen{}}
 		}
 		current[name] = k
+		k.left = ""
 		if k.prefix == "" {
 			k.targets[net.JoinHostPort(k.host, k.port)] = &seen{target: target{net.JoinHostPort(k.host, k.port), k.host}}
 			continue
@@ -139,9 +160,32 @@ func (f *finder) round(ctx context.Context, now time.Time) []expected {
 		})
 	}
 	wg.Wait()
-	// What is in no file any more was taken out on purpose.
+	for name, why := range left {
+		// What was of no use is not missed.
+		if k := f.sources[name]; k != nil && current[name] == nil {
+			k.left = why
+			current[name] = k
+		}
+	}
 	f.sources = current
-	return f.expected(lost)
+	out := f.expected(lost)
+	f.logForgotten(out)
+	f.last = out
+	return out
+}
+
+// logForgotten tells of what was expected before this round and is not any more.
+func (f *finder) logForgotten(out []expected) {
+	still := make(map[string]bool, len(out))
+	for _, x := range out {
+		still[x.name] = true
+	}
+	for _, x := range f.last {
+		// A name or file that was lost and is found now is not forgotten.
+		if !still[x.name] && f.sources[x.name] == nil && f.listed[x.name] == nil {
+			f.log.Info("endpoint is forgotten and not expected any more", "endpoint", x.name, "why", x.gone)
+		}
+	}
 }
 
 // update takes in the result of a lookup.
@@ -181,13 +225,13 @@ func (f *finder) expected(out []expected) []expected {
 	for _, name := range names {
 		k := f.sources[name]
 		if len(k.targets) == 0 {
-			out = append(out, expected{name: k.text, gone: k.problem})
+			out = append(out, expected{name: k.text, gone: cmp.Or(k.left, k.problem)})
 		}
 		for addr, s := range k.targets {
 			if x, ok := byAddr[addr]; ok && x.gone == "" {
 				continue
 			}
-			byAddr[addr] = expected{name: addr, addr: addr, serverName: s.serverName, gone: s.gone}
+			byAddr[addr] = expected{name: addr, addr: addr, serverName: s.serverName, gone: cmp.Or(s.gone, k.left)}
 		}
 	}
 	for _, x := range byAddr {
@@ -197,9 +241,10 @@ func (f *finder) expected(out []expected) []expected {
 	return slices.CompactFunc(out, func(a, b expected) bool { return a.name == b.name })
 }
 
-// readFiles returns the targets in all files; those of a file that cannot be
+// readFiles returns the targets in all files, and those that have left one, with
+// the reason to give; a name may be both. The targets of a file that cannot be
 // read now stay as they were. A file that never could be read is lost.
-func (f *finder) readFiles() (names []string, lost []expected) {
+func (f *finder) readFiles(now time.Time) (names []string, left map[string]string, lost []expected) {
 	var paths []string
 	for _, pattern := range f.files {
 		matches, _ := filepath.Glob(pattern) // Patterns were checked.
@@ -213,19 +258,34 @@ func (f *finder) readFiles() (names []string, lost []expected) {
 		paths = append(paths, path)
 	}
 	slices.Sort(paths)
+	left = map[string]string{}
+	latest := map[string]time.Time{}
 	for _, path := range slices.Compact(paths) {
 		targets, err := readTargets(path)
+		l := f.listed[path]
 		if err == nil {
-			f.listed[path] = targets
-		} else if _, ok := f.listed[path]; ok {
+			if l == nil {
+				l = &list{left: map[string]time.Time{}}
+				f.listed[path] = l
+			}
+			l.update(targets, now, f.forget)
+		} else if l != nil {
 			f.log.Warn("file cannot be read; its targets are kept", "file", path, "err", err)
 		} else {
 			f.log.Error("file cannot be read", "file", path, "err", err)
 			lost = append(lost, expected{name: path, gone: err.Error()})
+			continue
 		}
-		names = append(names, f.listed[path]...)
+		names = append(names, l.targets...)
+		for name, since := range l.left {
+			// Of several files the last to have it says most.
+			if since.After(latest[name]) || left[name] == "" {
+				latest[name] = since
+				left[name] = fmt.Sprintf("no longer in %s since %s", path, since.UTC().Format(time.RFC3339))
+			}
+		}
 	}
-	return names, lost
+	return names, left, lost
 }
 
 // maxFileSize is far above any list of endpoints.

@@ -8,15 +8,16 @@
 //
 // # Which endpoints are expected
 //
-// An endpoint with a plain address is expected for ever. One that DNS named once
-// and names no more is expected, as gone, for Config.Forget: long enough that a
-// restart, or a node that is lost, shows as a gap in answers instead of passing
-// for a complete answer without it; short enough that scaling down ends by itself.
-// One that was taken out of a file was taken out by somebody, and is dropped at
-// once. A lookup that fails, a file that cannot be read, or one that is not
-// there, changes nothing: what it said before holds. A name or file that never
-// led to an endpoint is a member by itself that is gone, so that a slip in the
-// configuration is not taken for an empty store.
+// An endpoint with a plain address in the configuration is expected for ever. One
+// that DNS named, or a file listed, and does so no more is expected, as gone, for
+// Config.Forget: long enough that a restart, a node that is lost, or a program that
+// wrote too short a list shows as a gap in answers instead of passing for a
+// complete answer without it; short enough that scaling down ends by itself. A
+// lookup that fails, a file that cannot be read, or one that is not there, changes
+// nothing: what it said before holds. A name or file that never led to an endpoint
+// is a member by itself that is gone, so that a slip in the configuration is not
+// taken for an empty store. A target in a file that is no address at all is one
+// too, but only as long as it is there.
 package storeapi
 
 import (
@@ -63,8 +64,9 @@ type Config struct {
 	Compression string `koanf:"compression"`
 	// RefreshInterval is the time between lookups; 30s if zero.
 	RefreshInterval time.Duration `koanf:"refresh_interval"`
-	// Forget is how long an endpoint stays expected that DNS does not name any
-	// more; 5m if zero, which is when Thanos forgets endpoints too.
+	// Forget is how long an endpoint stays expected, as gone, that DNS does not name
+	// or a file does not list any more; 5m if zero, which is when Thanos forgets
+	// endpoints too.
 	Forget time.Duration `koanf:"forget"`
 	// Resolver is the host:port of a DNS server; those of /etc/resolv.conf if empty.
 	Resolver string `koanf:"resolver"`
@@ -257,7 +259,6 @@ func (e *Endpoints) apply(found []expected) {
 	}
 	for name, ep := range e.open {
 		if !keep[name] {
-			e.log.Info("endpoint is not expected any more", "address", name)
 			ep.retire()
 			delete(e.open, name)
 		}

@@ -427,14 +427,14 @@ func TestFiles(t *testing.T) {
 		}
 	}
 	write(t, path, "- targets: ['127.0.0.1:2']\n")
-	until(lost, "127.0.0.1:2")
+	until(lost, "(127.0.0.1:1)", "127.0.0.1:2", "(127.0.0.1:3)")
 	if member(t, e, "127.0.0.1:2") != two {
 		t.Error("the member is another value after a change")
 	}
 	write(t, filepath.Join(dir, "more.json"), `[{"targets": ["127.0.0.1:9"]}]`)
-	until(lost, "127.0.0.1:2", "127.0.0.1:9")
+	until(lost, "(127.0.0.1:1)", "127.0.0.1:2", "(127.0.0.1:3)", "127.0.0.1:9")
 	write(t, missing, "[]")
-	until("127.0.0.1:2", "127.0.0.1:9")
+	until("(127.0.0.1:1)", "127.0.0.1:2", "(127.0.0.1:3)", "127.0.0.1:9")
 	// Damage and absence change nothing.
 	write(t, path, "- targets: {")
 	write(t, missing, "")
@@ -442,9 +442,112 @@ func TestFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	e.refresh(t.Context())
-	wantNames(t, e, "127.0.0.1:2", "127.0.0.1:9")
-	write(t, path, "- targets: ['no port', 'x+y:1', '127.0.0.1:2']\n")
-	until("127.0.0.1:2", "127.0.0.1:9", "(no port)", "(x+y:1)")
+	wantNames(t, e, "(127.0.0.1:1)", "127.0.0.1:2", "(127.0.0.1:3)", "127.0.0.1:9")
+	write(t, path, "- targets: ['no port', 'x+y:1', '127.0.0.1:2', '127.0.0.1:3']\n")
+	until("(127.0.0.1:1)", "127.0.0.1:2", "127.0.0.1:3", "127.0.0.1:9", "(no port)", "(x+y:1)")
+}
+
+// logged is the log of a test: its lines, without times.
+type logged struct {
+	mu  sync.Mutex
+	buf strings.Builder
+}
+
+func (l *logged) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *logged) logger() *slog.Logger {
+	return slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey {
+			return slog.Attr{}
+		}
+		return a
+	}}))
+}
+
+// take returns the lines since the last call.
+func (l *logged) take() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	defer l.buf.Reset()
+	return strings.FieldsFunc(l.buf.String(), func(r rune) bool { return r == '\n' })
+}
+
+// want checks that there is one new line for each of parts, which holds it.
+func (l *logged) want(t *testing.T, parts ...string) {
+	t.Helper()
+	lines := l.take()
+	ok := len(lines) == len(parts)
+	for i := 0; ok && i < len(parts); i++ {
+		ok = strings.Contains(lines[i], parts[i])
+	}
+	if !ok {
+		t.Errorf("log %q, want lines with %q", lines, parts)
+	}
+}
+
+// TestFileGetsShorter: what leaves a file is missing, not absent, until it is
+// forgotten, and only a file that can be read says so.
+func TestFileGetsShorter(t *testing.T) {
+	z := newZone(t)
+	z.set("st.test", "A", "127.0.0.8", "127.0.0.9")
+	dir := t.TempDir()
+	a, b := filepath.Join(dir, "a.yaml"), filepath.Join(dir, "b.yaml")
+	write(t, a, "- targets: ['127.0.0.1:1', '127.0.0.2:1', 'dns+st.test:1', 'dns+nowhere.test:1', '127.0.0.7:1', 'no port']\n")
+	write(t, b, "[]")
+	var log logged
+	f, err := newFinder([]string{"127.0.0.7:1"}, []string{filepath.Join(dir, "*.yaml")}, 5*time.Minute, newResolver(z.addr), log.logger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Unix(0, 0)
+	check := func(after time.Duration, want string) {
+		t.Helper()
+		now = now.Add(after)
+		var got []string
+		for _, x := range f.round(t.Context(), now) {
+			if x.gone != "" {
+				x.name = "(" + x.name + ")"
+			}
+			if strings.HasPrefix(x.gone, "no longer in "+a) {
+				x.name += "a"
+			}
+			if strings.HasPrefix(x.gone, "no longer in "+b) {
+				x.name += "b"
+			}
+			got = append(got, x.name)
+		}
+		if g := strings.Join(got, " "); g != want {
+			t.Errorf("at %s: %q, want %q", now.UTC().Format("15:04:05"), g, want)
+		}
+	}
+	check(0, "127.0.0.1:1 127.0.0.2:1 127.0.0.7:1 127.0.0.8:1 127.0.0.9:1 (dns+nowhere.test:1) (no port)")
+	// What is configured, or in another file, or found by a name, stays.
+	write(t, a, "[]")
+	write(t, b, "- targets: ['127.0.0.2:1', '127.0.0.9:1']\n")
+	check(time.Minute, "(127.0.0.1:1)a 127.0.0.2:1 127.0.0.7:1 (127.0.0.8:1)a 127.0.0.9:1 (dns+nowhere.test:1)a")
+	write(t, b, "- targets: ['127.0.0.9:1']\n")
+	check(time.Minute, "(127.0.0.1:1)a (127.0.0.2:1)b 127.0.0.7:1 (127.0.0.8:1)a 127.0.0.9:1 (dns+nowhere.test:1)a")
+	// Nobody can say what is in it: all stays.
+	write(t, a, "- targets: {")
+	check(time.Hour, "(127.0.0.1:1)a (127.0.0.2:1)a 127.0.0.7:1 (127.0.0.8:1)a 127.0.0.9:1 (dns+nowhere.test:1)a")
+	log.take()
+	// One that comes back is as it was.
+	write(t, a, "- targets: ['127.0.0.1:1']\n")
+	check(0, "127.0.0.1:1 127.0.0.7:1 127.0.0.9:1")
+	for _, line := range log.take() {
+		if strings.Contains(line, "forgotten") {
+			log.Write([]byte(line + "\n"))
+		}
+	}
+	log.want(t, `endpoint=127.0.0.2:1 why="no longer in `+a, "endpoint=127.0.0.8:1 why=", "endpoint=dns+nowhere.test:1 why=")
+	write(t, a, "[]")
+	check(time.Second, "(127.0.0.1:1)a 127.0.0.7:1 127.0.0.9:1")
+	check(5*time.Minute-1, "(127.0.0.1:1)a 127.0.0.7:1 127.0.0.9:1")
+	check(1, "127.0.0.7:1 127.0.0.9:1")
 }
 
 // TestRemovedWhileInUse: a call that runs when its endpoint is removed ends in
@@ -454,7 +557,7 @@ func TestRemovedWhileInUse(t *testing.T) {
 	addr, _ := listen(t, "127.0.0.1:0", f)
 	path := filepath.Join(t.TempDir(), "t.yaml")
 	write(t, path, "- targets: ['"+addr+"']\n")
-	e, _ := open(t, Config{Files: []string{path}})
+	e, _ := open(t, Config{Files: []string{path}, Forget: 1})
 	b := member(t, e, addr)
 	n := 0
 	for batch, err := range b.Series(t.Context(), &backend.SeriesRequest{BatchSize: 1}) {
@@ -463,7 +566,8 @@ func TestRemovedWhileInUse(t *testing.T) {
 		}
 		if n += batch.Len(); n == 1 {
 			write(t, path, "[]")
-			e.refresh(t.Context())
+			e.refresh(t.Context()) // Gone,
+			e.refresh(t.Context()) // and forgotten.
 			wantNames(t, e)
 			close(f.hold)
 		}
