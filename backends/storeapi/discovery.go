@@ -18,7 +18,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/fsnotify/fsnotify"
 	"gopkg.in/yaml.v3"
 )
 
@@ -71,7 +70,8 @@ func parseSource(text string) (source, error) {
 type known struct {
 	source
 	targets map[string]*seen // by address
-	problem string           // of the last lookup
+	problem string           // of the last lookup, or what to say if there are no targets
+	failed  string           // why the last lookup gave no answer
 	left    string           // why all of it is gone: no file lists it any more
 }
 
@@ -92,6 +92,10 @@ type finder struct {
 	listed  map[string]*list // by path
 	sources map[string]*known
 	last    []expected // of the last round
+
+	// problems are what is wrong, by what has it, for logging changes only: a log
+	// in a watched folder must not feed itself. round fills checked.
+	problems, checked map[string]string
 }
 
 // list is what a file said when it could last be read.
@@ -128,11 +132,13 @@ func newFinder(static, files []string, forget time.Duration, dns *resolver, log 
 
 // round looks everything up and returns what is expected now, sorted by name.
 func (f *finder) round(ctx context.Context, now time.Time) []expected {
+	f.checked = map[string]string{}
 	names := slices.Clone(f.static)
 	fileNames, left, lost := f.readFiles(now)
 	names = append(names, fileNames...)
 
 	current := map[string]*known{}
+	var lookups []*known
 	var wg sync.WaitGroup
 	for _, name := range names {
 		if current[name] != nil {
@@ -142,7 +148,7 @@ func (f *finder) round(ctx context.Context, now time.Time) []expected {
 		if k == nil {
 			src, err := parseSource(name)
 			if err != nil { // Only from files; others were checked.
-				f.log.Error("a target is of no use", "err", err)
+				f.check("target", name, err.Error())
 				lost = append(lost, expected{name: name, gone: err.Error()})
 				continue
 			}
@@ -154,12 +160,16 @@ func (f *finder) round(ctx context.Context, now time.Time) []expected {
 			k.targets[net.JoinHostPort(k.host, k.port)] = &seen{target: target{net.JoinHostPort(k.host, k.port), k.host}}
 			continue
 		}
+		lookups = append(lookups, k)
 		wg.Go(func() {
 			targets, err := f.dns.lookup(ctx, k.source)
-			k.update(targets, err, now, f.forget, f.log)
+			k.update(targets, err, now, f.forget)
 		})
 	}
 	wg.Wait()
+	for _, k := range lookups {
+		f.check("name", k.text, k.failed)
+	}
 	for name, why := range left {
 		// What was of no use is not missed.
 		if k := f.sources[name]; k != nil && current[name] == nil {
@@ -171,7 +181,27 @@ func (f *finder) round(ctx context.Context, now time.Time) []expected {
 	out := f.expected(lost)
 	f.logForgotten(out)
 	f.last = out
+	f.problems = f.checked
 	return out
+}
+
+// check logs the problem of a source if it is another one than in the last round,
+// and the end of it; "" is no problem. It has to be called in
+// each round.
+func (f *finder) check(kind, name, problem string) {
+	key := kind + " " + name
+	if _, ok := f.checked[key]; ok {
+		return // A target of several files.
+	}
+	before := f.problems[key]
+	f.checked[key] = problem
+	switch {
+	case problem == before:
+	case problem == "":
+		f.log.Info("discovery works again", kind, name)
+	default:
+		f.log.Warn("discovery fails; what was found before is kept", kind, name, "err", problem)
+	}
 }
 
 // logForgotten tells of what was expected before this round and is not any more.
@@ -189,12 +219,13 @@ func (f *finder) logForgotten(out []expected) {
 }
 
 // update takes in the result of a lookup.
-func (k *known) update(found []target, err error, now time.Time, forget time.Duration, log *slog.Logger) {
+func (k *known) update(found []target, err error, now time.Time, forget time.Duration) {
 	if err != nil && !errors.Is(err, errNotFound) {
 		k.problem = err.Error()
-		log.Warn("lookup failed; what it gave before is kept", "name", k.text, "endpoints", len(k.targets), "err", err)
+		k.failed = k.problem
 		return
 	}
+	k.failed = ""
 	k.problem = fmt.Sprintf("%s: DNS has no records of that name", k.text)
 	here := map[string]bool{}
 	for _, t := range found {
@@ -263,16 +294,18 @@ func (f *finder) readFiles(now time.Time) (names []string, left map[string]strin
 	for _, path := range slices.Compact(paths) {
 		targets, err := readTargets(path)
 		l := f.listed[path]
+		problem := ""
+		if err != nil {
+			problem = err.Error()
+		}
+		f.check("file", path, problem)
 		if err == nil {
 			if l == nil {
 				l = &list{left: map[string]time.Time{}}
 				f.listed[path] = l
 			}
 			l.update(targets, now, f.forget)
-		} else if l != nil {
-			f.log.Warn("file cannot be read; its targets are kept", "file", path, "err", err)
-		} else {
-			f.log.Error("file cannot be read", "file", path, "err", err)
+		} else if l == nil {
 			lost = append(lost, expected{name: path, gone: err.Error()})
 			continue
 		}
@@ -298,7 +331,8 @@ func readTargets(path string) ([]string, error) {
 		return nil, err
 	}
 	if info.Size() > maxFileSize {
-		return nil, fmt.Errorf("%s has %d bytes, more than the %d allowed", path, info.Size(), maxFileSize)
+		// Without its size, so that one that grows is one problem and no new one each time.
+		return nil, fmt.Errorf("%s has more than the %d bytes allowed", path, maxFileSize)
 	}
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -324,59 +358,4 @@ func parseTargets(path string, data []byte) ([]string, error) {
 		out = append(out, g.Targets...)
 	}
 	return out, nil
-}
-
-// watcher tells of changes in the folders of files, since files are often
-// replaced, and mounted ones are links that change their end.
-type watcher struct{ fs *fsnotify.Watcher }
-
-func newWatcher(files []string) (*watcher, error) {
-	if len(files) == 0 {
-		return &watcher{}, nil
-	}
-	fs, err := fsnotify.NewWatcher()
-	if err != nil {
-		return nil, err
-	}
-	for _, f := range files {
-		if err := fs.Add(filepath.Dir(f)); err != nil {
-			_ = fs.Close()
-			return nil, fmt.Errorf("folder of %s: %w", f, err)
-		}
-	}
-	return &watcher{fs: fs}, nil
-}
-
-func (w *watcher) changed() <-chan fsnotify.Event {
-	if w.fs == nil {
-		return nil
-	}
-	return w.fs.Events
-}
-
-// drain takes what else has happened, so that a burst makes one round.
-func (w *watcher) drain() {
-	for {
-		select {
-		case _, ok := <-w.fs.Events:
-			if !ok {
-				return
-			}
-		default:
-			return
-		}
-	}
-}
-
-func (w *watcher) errors() <-chan error {
-	if w.fs == nil {
-		return nil
-	}
-	return w.fs.Errors
-}
-
-func (w *watcher) close() {
-	if w.fs != nil {
-		_ = w.fs.Close()
-	}
 }

@@ -189,11 +189,22 @@ func exchange(ctx context.Context, server, fqdn string, kind uint16) (*dns.Msg, 
 		c := dns.Client{Net: network, Timeout: exchangeTimeout}
 		var err error
 		if in, _, err = c.ExchangeContext(ctx, q, server); err != nil {
-			return nil, err
+			return nil, withoutSource(err)
 		}
 		if !in.Truncated {
 			return in, nil
 		}
 	}
 	return nil, fmt.Errorf("%s: the answer was truncated over TCP", server)
+}
+
+// withoutSource drops our own port, another one each time, from an error, so that
+// the same failure has the same text.
+func withoutSource(err error) error {
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Source != nil {
+		same := *op
+		same.Source = nil
+		return &same
+	}
+	return err
 }

@@ -53,7 +53,7 @@ type Config struct {
 	Addresses []string `koanf:"addresses"`
 	// Files are paths or patterns of YAML or JSON files with lists of targets in
 	// the format of Prometheus' file_sd; labels are ignored. A target may be
-	// anything that Address may be. Changes are seen at once.
+	// anything that Address may be. Changes are seen in a fraction of a second.
 	Files []string `koanf:"files"`
 	// Group makes one endpoint of all: they must hold the same data, and calls go
 	// to one at a time in turn.
@@ -172,7 +172,7 @@ func newEndpoints(cfg Config, logger *slog.Logger, updated func()) (*Endpoints, 
 			return nil, err
 		}
 	}
-	w, err := newWatcher(cfg.Files)
+	w, err := newWatcher(cfg.Files, logger)
 	if err != nil {
 		e.closeAll()
 		return nil, fmt.Errorf("storeapi: watch files: %w", err)
@@ -180,12 +180,12 @@ func newEndpoints(cfg Config, logger *slog.Logger, updated func()) (*Endpoints, 
 	ctx, cancel := context.WithCancel(context.Background())
 	e.stop = cancel
 	e.refresh(ctx)
-	e.done.Go(func() { e.run(ctx, w) })
+	e.done.Go(func() { w.run(ctx) })
+	e.done.Go(func() { e.run(ctx, w.changed) })
 	return e, nil
 }
 
-func (e *Endpoints) run(ctx context.Context, w *watcher) {
-	defer w.close()
+func (e *Endpoints) run(ctx context.Context, changed <-chan struct{}) {
 	tick := time.NewTicker(e.cfg.RefreshInterval)
 	defer tick.Stop()
 	for {
@@ -193,11 +193,7 @@ func (e *Endpoints) run(ctx context.Context, w *watcher) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-		case <-w.changed():
-			w.drain()
-		case err := <-w.errors():
-			e.log.Warn("watching files failed; they are read every refresh_interval only", "err", err)
-			continue
+		case <-changed:
 		}
 		e.refresh(ctx)
 	}
