@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -154,29 +155,32 @@ func whyLine(s *report.Select, r *report.Row) string {
 	case report.RowWouldAsk, report.RowAnswered, report.RowPartial, report.RowFailed, report.RowCancelled:
 		return "asked for " + what
 	}
-	var why string
+	// The detail repeats the reason or adds to it, depending on the reason.
+	why := r.Detail
 	switch r.Reason {
 	case report.ReasonTimeRange:
 		why = fmt.Sprintf("it has data from %s to %s, the query needs %s to %s", millis(r.MinTime), millis(r.MaxTime), millis(s.MinTime), millis(s.MaxTime))
 	case report.ReasonExternalLabels:
-		sets := make([]string, len(r.LabelSets))
-		for i, ls := range r.LabelSets {
-			sets[i] = ls.String()
+		if why == "" {
+			why = "none of its external label sets matches"
 		}
-		why = "it has " + strings.Join(sets, " or ")
+		if len(r.LabelSets) > 0 {
+			sets := make([]string, len(r.LabelSets))
+			for i, ls := range r.LabelSets {
+				sets[i] = ls.String()
+			}
+			why += "; it has " + strings.Join(sets, " and ")
+		}
 	case report.ReasonStoreMatch:
-		why = "the request left it out (storeMatch)"
+		why = "the request left it out: " + cmp.Or(why, "storeMatch[]")
 	case report.ReasonCapability:
-		why = "it does not offer what the query needs"
+		why = cmp.Or(why, "it does not offer what the query needs")
 	case report.ReasonUnhealthy:
-		why = "it is unhealthy"
+		why = "it is unhealthy: " + cmp.Or(why, "its last check failed")
 	case report.ReasonGone:
-		why = "it is expected, but not to be found"
+		why = cmp.Or(why, "it is expected, but not to be found")
 	default:
-		why = string(r.Reason)
-	}
-	if r.Detail != "" {
-		why += ": " + r.Detail
+		why = cmp.Or(why, string(r.Reason))
 	}
 	verb := "not asked"
 	if r.State == report.RowSkipped {
