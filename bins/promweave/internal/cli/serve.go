@@ -4,14 +4,14 @@
 package cli
 
 import (
-	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 
-	"github.com/prometheus/exporter-toolkit/web"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -47,11 +47,22 @@ queries finish; a second one ends at once.`,
 		if err := serve.Run(cmd.Context(), serve.Options{
 			Load: load, ConfigFile: path, Version: Version(), Log: a.talk, Flags: flags,
 		}); err != nil {
+			if wrongFlags(err) {
+				return usage(cmd, "%w", err)
+			}
 			return failed(err)
 		}
 		return nil
 	}
 	return cmd
+}
+
+// wrongFlags says whether nothing is wrong with a configuration but its flags.
+func wrongFlags(err error) bool {
+	var all *config.Error
+	return errors.As(err, &all) && !slices.ContainsFunc(all.Problems, func(p config.Problem) bool {
+		return !strings.HasPrefix(p.Source, "flag --")
+	})
 }
 
 // configFile is the file to read, "" for none.
@@ -158,87 +169,96 @@ func (a *app) checkCmd() *cobra.Command {
 		Short: "Check files before they are used",
 		RunE:  group,
 	}
-	var syntaxOnly, print bool
+	var (
+		syntaxOnly, print bool
+		output            string
+	)
 	conf := &cobra.Command{
 		Use:   "config FILE...",
 		Short: "Check configuration files",
-		Long: `Reports everything that is wrong with configuration files, by line. Files that a
-configuration names (certificates, web configuration) are checked too. Environment
-variables and flags are not taken into account.`,
+		Long: `Reports everything that is wrong with configuration files, by line. Files and
+directories that a configuration names (certificates, web configuration, databases
+that are only read) are checked too. Environment variables and flags are not taken
+into account.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			bad := 0
-			for _, path := range args {
-				c, err := config.Load(path, nil, nil)
-				if err == nil && !syntaxOnly {
-					err = checkFiles(c)
-				}
-				if err != nil {
+			all, bad := make([]checked, len(args)), 0
+			for i, path := range args {
+				if all[i] = check(path, !syntaxOnly, print); !all[i].OK {
 					bad++
-					a.say("%v", err)
-					continue
 				}
-				if print {
-					fmt.Fprint(a.out, c.Redacted())
-					continue
-				}
-				fmt.Fprintf(a.out, "%s: ok, %d backends\n", path, len(c.Backends))
+			}
+			if err := a.write(cmd, output, all, func(w io.Writer) error { return a.checkedText(w, all) }); err != nil {
+				return err
 			}
 			if bad > 0 {
-				return failed(fmt.Errorf("%d of %d files have errors", bad, len(args)))
+				return failed(fmt.Errorf("%d of %s %s errors", bad, count(len(args), "file"), map[bool]string{true: "has", false: "have"}[bad == 1]))
 			}
 			return nil
 		},
 	}
 	conf.Flags().BoolVar(&syntaxOnly, "syntax-only", false, "do not look at files that the configuration names")
 	conf.Flags().BoolVar(&print, "print", false, "print the configuration with all defaults, without secrets")
+	outputFlag(conf, &output, "text", "json", "yaml")
 	cmd.AddCommand(conf)
 	return cmd
 }
 
-// checkFiles tries what serve would read.
-func checkFiles(c config.Config) error {
-	var errs []error
-	check := func(key string, err error) {
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", key, err))
+// checked is what came out for one file.
+type checked struct {
+	File     string           `json:"file"`
+	OK       bool             `json:"ok"`
+	Backends int              `json:"backends"`
+	Problems []config.Problem `json:"problems"`
+	// Config is the configuration in effect, where that was asked for.
+	Config string `json:"config,omitempty"`
+}
+
+func check(path string, files, print bool) checked {
+	load := config.Check
+	if !files {
+		load = func(path string) (config.Config, error) { return config.Load(path, nil, nil) }
+	}
+	out := checked{File: path, Problems: []config.Problem{}}
+	c, err := load(path)
+	var all *config.Error
+	switch {
+	case errors.As(err, &all):
+		out.Problems = all.Problems
+	case err != nil:
+		out.Problems = append(out.Problems, config.Problem{Text: err.Error()})
+	default:
+		out.OK, out.Backends = true, len(c.Backends)
+		if print {
+			out.Config = c.Redacted()
 		}
 	}
-	pair := func(key, cert, priv string) {
-		if cert != "" {
-			_, err := tls.LoadX509KeyPair(cert, priv)
-			check(key, err)
+	return out
+}
+
+func (a *app) checkedText(w io.Writer, all []checked) error {
+	for _, c := range all {
+		for _, p := range c.Problems {
+			a.say("%s", p)
 		}
-	}
-	readable := func(key, path string) {
-		if path != "" {
-			f, err := os.Open(path)
-			if err == nil {
-				f.Close()
-			}
-			check(key, err)
-		}
-	}
-	if f := c.HTTP.WebConfigFile; f != "" {
-		check("http.web_config_file", web.Validate(f))
-	}
-	pair("grpc.tls", c.GRPC.TLS.Cert, c.GRPC.TLS.Key)
-	readable("grpc.tls.client_ca", c.GRPC.TLS.ClientCA)
-	for _, b := range c.Backends {
-		key := "backend " + b.Name + ": "
+		var err error
 		switch {
-		case b.StoreAPI != nil:
-			pair(key+"tls", b.StoreAPI.TLS.Cert, b.StoreAPI.TLS.Key)
-			readable(key+"tls.ca", b.StoreAPI.TLS.CA)
-		case b.Prometheus != nil:
-			pair(key+"tls", b.Prometheus.TLS.Cert, b.Prometheus.TLS.Key)
-			readable(key+"tls.ca", b.Prometheus.TLS.CA)
-			readable(key+"auth.password_file", b.Prometheus.Auth.PasswordFile)
-			readable(key+"auth.bearer_token_file", b.Prometheus.Auth.BearerTokenFile)
-		case b.TSDB != nil && b.TSDB.ReadOnly:
-			_, err := os.Stat(b.TSDB.Path)
-			check(key+"path", err)
+		case c.Config != "":
+			_, err = io.WriteString(w, c.Config)
+		case c.OK:
+			_, err = fmt.Fprintf(w, "%s: ok, %s\n", c.File, count(c.Backends, "backend"))
+		}
+		if err != nil {
+			return err
 		}
 	}
-	return errors.Join(errs...)
+	return nil
+}
+
+// count is a number of things: 1 file, 2 files.
+func count(n int, thing string) string {
+	if n != 1 {
+		thing += "s"
+	}
+	return fmt.Sprintf("%d %s", n, thing)
 }

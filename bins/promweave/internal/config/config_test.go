@@ -333,3 +333,45 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// TestCheckNamesLines: what is wrong with a named file is reported beside the rest,
+// where the file is named; and a directory that Load accepts may still be missing.
+func TestCheckNamesLines(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "p.yaml")
+	if err := os.WriteFile(path, []byte(`
+htp: {}
+backends:
+  - {name: thanos, kind: storeapi, config: {address: "h:1", tls: {enabled: true,
+      ca: ca.pem}}}
+  - {name: a, kind: tsdb, config: {path: gone, read_only: true}}
+`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Check(path)
+	want := []string{
+		path + `:2: htp: unknown key`,
+		path + `:5: backends[0].config.tls.ca: open ` + filepath.Join(filepath.Dir(path), "ca.pem") + ": no such file",
+		path + `:6: backends[1].config.path: stat ` + filepath.Join(filepath.Dir(path), "gone") + ": no such file",
+	}
+	got := strings.Split(fmt.Sprint(err), "\n")
+	if len(got) != len(want) {
+		t.Fatalf("%d problems, want %d:\n%v", len(got), len(want), err)
+	}
+	for i := range want {
+		if !strings.HasPrefix(got[i], want[i]) {
+			t.Errorf("problem %d is %q, want %q", i, got[i], want[i])
+		}
+	}
+	if err := os.WriteFile(path, []byte("backends: [{name: a, kind: tsdb, config: {path: gone, read_only: true}}]"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(path, nil, nil); err != nil {
+		t.Errorf("Load looks at directories: %v", err)
+	}
+	if _, err := Check(path); err == nil {
+		t.Error("Check does not look at directories")
+	}
+	if _, err := Check(filepath.Join(t.TempDir(), "none")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a missing file: %v", err)
+	}
+}

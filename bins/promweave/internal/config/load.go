@@ -14,6 +14,7 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/go-viper/mapstructure/v2"
@@ -31,9 +32,9 @@ var yamlLine = regexp.MustCompile(`^line (\d+): (.*)$`)
 // Problem is one thing that is wrong.
 type Problem struct {
 	// Source is "file:line", "environment NAME" or "flag --name".
-	Source string
-	Key    string
-	Text   string
+	Source string `json:"source"`
+	Key    string `json:"key,omitempty"`
+	Text   string `json:"text"`
 
 	line int
 }
@@ -77,6 +78,21 @@ func Load(path string, env []string, flags map[string]string) (Config, error) {
 	return parse(path, data, env, flags)
 }
 
+// Check is Load of a file alone which also looks at the files and directories
+// that it names: what Load leaves to the moment when they are used.
+func Check(path string) (Config, error) {
+	data, err := readFile(path)
+	if err != nil {
+		return Config{}, err
+	}
+	l := newLoader(path)
+	c, ok := l.load(data, nil, nil)
+	if ok {
+		checkFiles(&c, l)
+	}
+	return c, l.err()
+}
+
 func readFile(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -95,32 +111,39 @@ func readFile(path string) ([]byte, error) {
 
 // parse is Load for a file that has been read.
 func parse(path string, data []byte, env []string, flags map[string]string) (Config, error) {
-	l := &loader{file: path, source: map[string]Problem{}, k: koanf.New(".")}
-	l.loadFile(data)
+	l := newLoader(path)
+	c, _ := l.load(data, env, flags)
+	return c, l.err()
+}
+
+func newLoader(path string) *loader {
+	return &loader{file: path, source: map[string]Problem{}, broken: map[string]bool{}, k: koanf.New(".")}
+}
+
+// load puts the layers together and checks them. A value that cannot be read is
+// taken as absent, so that the others are checked all the same. It returns false
+// if nothing can be said about the file, because it is no mapping in YAML.
+func (l *loader) load(data []byte, env []string, flags map[string]string) (Config, bool) {
+	ok := l.loadFile(data)
 	l.loadEnv(env)
 	l.loadFlags(flags)
-	// What a value means is checked only when every value could be read: a
-	// problem that follows from another one helps nobody.
-	if len(l.problems) > 0 {
-		return Config{}, l.err()
+	if !ok {
+		return Config{}, false
 	}
 	c := base()
 	l.decode(&c)
-	if len(l.problems) == 0 {
-		if !l.k.Exists("backends") {
-			c.embed()
-		}
-		validate(&c, func(key, format string, args ...any) {
-			l.add(l.at(key), key, format, args...)
-		})
+	if !l.k.Exists("backends") {
+		c.embed()
 	}
-	return c, l.err()
+	validate(&c, l)
+	return c, true
 }
 
 // loader collects the layers, where each key came from, and what is wrong.
 type loader struct {
 	file     string
 	source   map[string]Problem // by key, with indexes: only Source and line are used
+	broken   map[string]bool    // keys whose values are not known: unreadable, or misspelt
 	k        *koanf.Koanf
 	problems []Problem
 }
@@ -136,6 +159,50 @@ func (l *loader) err() error {
 func (l *loader) add(at Problem, key, format string, args ...any) {
 	at.Key, at.Text = key, fmt.Sprintf(format, args...)
 	l.problems = append(l.problems, at)
+}
+
+// unread is add for a key whose value is not known because of it.
+func (l *loader) unread(at Problem, key, format string, args ...any) {
+	l.add(at, key, format, args...)
+	l.broken[key] = true
+}
+
+// bad is add for what a value means, unless it or a section around it could not be
+// read: what follows from another problem helps nobody.
+func (l *loader) bad(key, format string, args ...any) {
+	if !l.lost(key) {
+		l.add(l.at(key), key, format, args...)
+	}
+}
+
+// lost says whether the key or a section around it could not be read.
+func (l *loader) lost(key string) bool {
+	for {
+		if l.broken[key] {
+			return true
+		}
+		i := strings.LastIndexAny(key, ".[")
+		if i < 0 {
+			return false
+		}
+		key = key[:i]
+	}
+}
+
+// sound says whether the keys, with all that is in them, could be read: only then
+// can they be compared with others.
+func (l *loader) sound(keys ...string) bool {
+	for _, key := range keys {
+		if l.lost(key) {
+			return false
+		}
+		for b := range l.broken {
+			if rest, ok := strings.CutPrefix(b, key); ok && (rest[0] == '.' || rest[0] == '[') {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // at is where a key, or the nearest section around it, was written.
@@ -156,33 +223,51 @@ func (l *loader) line(n *yaml.Node) Problem {
 	return Problem{Source: fmt.Sprintf("%s:%d", l.file, n.Line), line: n.Line}
 }
 
-func (l *loader) load(m map[string]any) {
+// found remembers where a key is written first.
+func (l *loader) found(key string, n *yaml.Node) {
+	if _, ok := l.source[key]; !ok {
+		l.source[key] = l.line(n)
+	}
+}
+
+func (l *loader) layer(m map[string]any) {
 	if err := l.k.Load(confmap.Provider(m, ""), nil); err != nil {
 		l.add(Problem{}, "", "%v", err)
 	}
 }
 
-func (l *loader) loadFile(data []byte) {
+// loadFile returns false if nothing can be said about what is in the file.
+func (l *loader) loadFile(data []byte) bool {
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	var doc yaml.Node
 	if err := dec.Decode(&doc); err != nil {
-		if !errors.Is(err, io.EOF) { // an empty file is an empty configuration
-			at, text := Problem{Source: l.file}, strings.TrimPrefix(err.Error(), "yaml: ")
-			if m := yamlLine.FindStringSubmatch(text); m != nil {
-				at.Source, text = l.file+":"+m[1], m[2]
-			}
-			l.add(at, "", "not YAML: %s", text)
+		if errors.Is(err, io.EOF) { // an empty file is an empty configuration
+			return true
 		}
-		return
+		l.notYAML(err)
+		return false
 	}
 	var more yaml.Node
-	if err := dec.Decode(&more); err == nil {
+	switch err := dec.Decode(&more); {
+	case err == nil:
 		l.add(l.line(&more), "", "a second YAML document: one file holds one configuration")
-		return
+	case !errors.Is(err, io.EOF):
+		l.notYAML(err)
 	}
-	if v, ok := l.section(doc.Content[0], reflect.TypeFor[Config](), "", "", ""); ok {
-		l.load(v)
+	v, ok := l.section(doc.Content[0], reflect.TypeFor[Config](), "", "", "")
+	if ok {
+		l.layer(v)
 	}
+	return ok
+}
+
+func (l *loader) notYAML(err error) {
+	at, text := Problem{Source: l.file}, strings.TrimPrefix(err.Error(), "yaml: ")
+	if m := yamlLine.FindStringSubmatch(text); m != nil {
+		at.Source, text = l.file+":"+m[1], m[2]
+		at.line, _ = strconv.Atoi(m[1])
+	}
+	l.add(at, "", "not YAML: %s", text)
 }
 
 // section checks a mapping of known keys and returns it in plain form. schemaPath
@@ -193,7 +278,7 @@ func (l *loader) section(n *yaml.Node, t reflect.Type, path, schemaPath, kind st
 		return map[string]any{}, true
 	}
 	if n.Kind != yaml.MappingNode {
-		l.add(l.line(n), path, "want keys with values (%s), found %s", strings.Join(fieldNames(t), ", "), describe(n))
+		l.unread(l.line(n), path, "want keys with values (%s), found %s", strings.Join(fieldNames(t), ", "), describe(n))
 		return nil, false
 	}
 	if t == reflect.TypeFor[Backend]() {
@@ -202,15 +287,17 @@ func (l *loader) section(n *yaml.Node, t reflect.Type, path, schemaPath, kind st
 		}
 	}
 	out, seen := map[string]any{}, map[string]int{}
+	var meant []string // by unknown keys
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key, val := n.Content[i], n.Content[i+1]
 		name := key.Value
 		full, schema := join(path, name), join(schemaPath, name)
-		if first, dup := seen[name]; dup {
+		first, dup := seen[name]
+		if dup {
 			l.add(l.line(key), full, "written twice, first in line %d", first)
-			continue
+		} else {
+			seen[name] = key.Line
 		}
-		seen[name] = key.Line
 		if what, ok := notYet[schema]; ok {
 			l.add(l.line(key), full, "%s: not available yet in this release; remove the key", what)
 			continue
@@ -224,15 +311,24 @@ func (l *loader) section(n *yaml.Node, t reflect.Type, path, schemaPath, kind st
 			if schema == "backends[].config" { // the kind is wrong, which has been said
 				continue
 			}
-			l.add(l.line(key), full, "unknown key%s", didYouMean(name, fieldNames(t)))
+			names := fieldNames(t)
+			l.unread(l.line(key), full, "unknown key%s", didYouMean(name, names))
+			if near := suggest(name, names); near != "" {
+				meant = append(meant, near)
+			}
 			continue
 		}
-		l.source[full] = l.line(key)
+		l.found(full, key)
 		if isNull(deref(val)) {
 			continue // as if the key were not there
 		}
-		if v, ok := l.value(val, f, full, schema, kind); ok {
+		if v, ok := l.value(val, f, full, schema, kind); ok && !dup {
 			out[name] = v
+		}
+	}
+	for _, name := range meant {
+		if seen[name] == 0 {
+			l.broken[join(path, name)] = true
 		}
 	}
 	return out, true
@@ -247,7 +343,8 @@ func (l *loader) knownKind(n *yaml.Node, path, kind string) bool {
 			at = l.line(n.Content[i])
 		case "plugin":
 			if kind == "" {
-				return false // reported as not available
+				l.broken[join(path, "kind")] = true // reported as not available
+				return false
 			}
 		}
 	}
@@ -255,11 +352,11 @@ func (l *loader) knownKind(n *yaml.Node, path, kind string) bool {
 	case slices.Contains(known, kind):
 		return true
 	case kind == "":
-		l.add(at, join(path, "kind"), "missing: say what the backend is, one of %s", strings.Join(known, ", "))
+		l.unread(at, join(path, "kind"), "missing: say what the backend is, one of %s", strings.Join(known, ", "))
 	case slices.Contains(kindsNotYet, kind):
-		l.add(at, join(path, "kind"), "backends of kind %q are not available yet in this release; available are %s", kind, strings.Join(known, ", "))
+		l.unread(at, join(path, "kind"), "backends of kind %q are not available yet in this release; available are %s", kind, strings.Join(known, ", "))
 	default:
-		l.add(at, join(path, "kind"), "unknown kind %q%s; available are %s", kind, didYouMean(kind, known), strings.Join(known, ", "))
+		l.unread(at, join(path, "kind"), "unknown kind %q%s; available are %s", kind, didYouMean(kind, known), strings.Join(known, ", "))
 	}
 	return false
 }
@@ -278,7 +375,7 @@ func (l *loader) value(n *yaml.Node, f reflect.StructField, path, schemaPath, ki
 	case t.Kind() == reflect.Map:
 		return l.labels(n, path)
 	case n.Kind != yaml.ScalarNode:
-		l.add(l.line(n), path, "want a single value (%s), found %s", typeName(t), describe(n))
+		l.unread(l.line(n), path, "want a single value (%s), found %s", typeName(t), describe(n))
 		return nil, false
 	}
 	return l.scalar(n, t, f, path)
@@ -292,7 +389,7 @@ func (l *loader) scalar(n *yaml.Node, t reflect.Type, f reflect.StructField, pat
 		err = fmt.Errorf("%s is no text in YAML: put it in quotes", n.Value)
 	}
 	if err != nil {
-		l.add(l.line(n), path, "%v", err)
+		l.unread(l.line(n), path, "%v", err)
 		return nil, false
 	}
 	if f.Tag.Get("path") != "" {
@@ -309,56 +406,59 @@ func (l *loader) fromFile(p string) string {
 	return filepath.Join(filepath.Dir(l.file), p)
 }
 
+// list puts something empty in the place of an item that cannot be read, so that
+// the others keep their indexes.
 func (l *loader) list(n *yaml.Node, elem reflect.Type, f reflect.StructField, path, schemaPath string) (any, bool) {
 	if n.Kind != yaml.SequenceNode {
-		l.add(l.line(n), path, "want a list, found %s", describe(n))
+		l.unread(l.line(n), path, "want a list, found %s", describe(n))
 		return nil, false
 	}
-	out, good := make([]any, 0, len(n.Content)), true
+	out := make([]any, 0, len(n.Content))
 	for i, item := range n.Content {
 		at := fmt.Sprintf("%s[%d]", path, i)
 		item = deref(item)
-		l.source[at] = l.line(item)
+		l.found(at, item)
 		var v any
 		var ok bool
 		switch {
 		case isSection(elem):
-			v, ok = l.section(item, elem, at, schemaPath+"[]", "")
+			if v, ok = l.section(item, elem, at, schemaPath+"[]", ""); !ok {
+				v = map[string]any{}
+			}
 		case item.Kind != yaml.ScalarNode || isNull(item):
-			l.add(l.line(item), at, "want a single value (%s), found %s", typeName(elem), describe(item))
+			l.unread(l.line(item), at, "want a single value (%s), found %s", typeName(elem), describe(item))
+			v = ""
 		default:
-			v, ok = l.scalar(item, elem, f, at)
+			if v, ok = l.scalar(item, elem, f, at); !ok {
+				v = ""
+			}
 		}
-		if good = good && ok; ok {
-			out = append(out, v)
-		}
+		out = append(out, v)
 	}
-	return out, good
+	return out, true
 }
 
 func (l *loader) labels(n *yaml.Node, path string) (any, bool) {
 	if n.Kind != yaml.MappingNode {
-		l.add(l.line(n), path, "want labels with values, found %s", describe(n))
+		l.unread(l.line(n), path, "want labels with values, found %s", describe(n))
 		return nil, false
 	}
-	out, good := map[string]any{}, true
+	out := map[string]any{}
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key, val := n.Content[i], deref(n.Content[i+1])
 		at := join(path, key.Value)
-		l.source[at] = l.line(key)
+		l.found(at, key)
 		if val.Kind != yaml.ScalarNode || isNull(val) {
-			l.add(l.line(key), at, "want a text, found %s", describe(val))
-			good = false
+			l.unread(l.line(key), at, "want a text, found %s", describe(val))
 			continue
 		}
 		if _, dup := out[key.Value]; dup {
 			l.add(l.line(key), at, "written twice")
-			good = false
 			continue
 		}
 		out[key.Value] = val.Value
 	}
-	return out, good
+	return out, true
 }
 
 func (l *loader) loadEnv(env []string) {
@@ -411,10 +511,11 @@ func (l *loader) loadFlags(flags map[string]string) {
 func (l *loader) set(at Problem, k Key, val string) {
 	v, err := parseScalar(k.typ, val)
 	if err != nil {
-		l.add(at, k.Name, "%v", err)
+		l.unread(at, k.Name, "%v", err)
 		return
 	}
 	l.source[k.Name] = at
+	delete(l.broken, k.Name) // whatever the file says, this is what counts
 	if list, ok := v.([]string); ok {
 		_ = l.k.Set(k.Name, list)
 		return
@@ -429,7 +530,7 @@ func (l *loader) decode(c *Config) {
 	list, _ := raw["backends"].([]any)
 	delete(raw, "backends")
 	l.into(raw, c)
-	for i, item := range list {
+	for _, item := range list {
 		m, _ := item.(map[string]any)
 		kind, _ := m["kind"].(string)
 		conf, _ := m["config"].(map[string]any)
@@ -446,8 +547,6 @@ func (l *loader) decode(c *Config) {
 		case KindPrometheus:
 			b.Prometheus = &Prometheus{ReadMode: "auto"}
 			l.into(conf, b.Prometheus)
-		default:
-			l.add(l.at(fmt.Sprintf("backends[%d]", i)), "", "unknown kind %q", kind)
 		}
 		c.Backends = append(c.Backends, b)
 	}

@@ -26,12 +26,15 @@ var backendName = regexp.MustCompile(`^[a-z0-9_.-]{1,128}$`)
 // it is for a configuration that was put together or changed in Go.
 func (c Config) Validate() error {
 	l := &loader{}
-	validate(&c, func(key, format string, args ...any) { l.add(Problem{}, key, format, args...) })
+	validate(&c, l)
 	return l.err()
 }
 
-// validate calls bad for everything that is wrong with c.
-func validate(c *Config, bad func(key, format string, args ...any)) {
+// validate tells l everything that is wrong with c. What could not be read has its
+// default, or is empty: keys are compared with each other only if l says they are
+// sound.
+func validate(c *Config, l *loader) {
+	bad := l.bad
 	oneOf := func(key, val string, words ...string) {
 		if !slices.Contains(words, val) {
 			bad(key, "%q is none of %s", val, strings.Join(words, ", "))
@@ -46,12 +49,12 @@ func validate(c *Config, bad func(key, format string, args ...any)) {
 	listen(bad, "http.listen", c.HTTP.Listen)
 	if c.GRPC.Listen != "" {
 		listen(bad, "grpc.listen", c.GRPC.Listen)
-		if _, port, _ := net.SplitHostPort(c.GRPC.Listen); port != "0" && c.GRPC.Listen == c.HTTP.Listen {
+		if _, port, _ := net.SplitHostPort(c.GRPC.Listen); port != "0" && c.GRPC.Listen == c.HTTP.Listen && l.sound("http.listen") {
 			bad("grpc.listen", "%s is http.listen too: each needs an address of its own", c.GRPC.Listen)
 		}
 	}
-	pair(bad, "grpc.tls", c.GRPC.TLS.Cert, c.GRPC.TLS.Key)
-	if c.GRPC.TLS.ClientCA != "" && !c.GRPC.TLS.Enabled() {
+	pair(l, "grpc.tls", c.GRPC.TLS.Cert, c.GRPC.TLS.Key)
+	if c.GRPC.TLS.ClientCA != "" && !c.GRPC.TLS.Enabled() && l.sound("grpc.tls.cert") {
 		bad("grpc.tls.client_ca", "needs grpc.tls.cert and grpc.tls.key: clients cannot show certificates without TLS")
 	}
 
@@ -66,12 +69,12 @@ func validate(c *Config, bad func(key, format string, args ...any)) {
 	for i, name := range q.ReplicaLabels {
 		key := fmt.Sprintf("query.replica_labels[%d]", i)
 		labelName(bad, key, name)
-		if slices.Contains(q.ReplicaLabels[:i], name) {
+		if name != "" && slices.Contains(q.ReplicaLabels[:i], name) {
 			bad(key, "%q is in the list twice", name)
 		}
 	}
-	if l := q.Limits; l.Bytes > 0 && l.ProcessBytes > 0 && l.Bytes > l.ProcessBytes {
-		bad("query.limits.bytes", "one query may take %s, all together only %s (query.limits.process_bytes)", l.Bytes, l.ProcessBytes)
+	if lim := q.Limits; lim.Bytes > 0 && lim.ProcessBytes > 0 && lim.Bytes > lim.ProcessBytes && l.sound("query.limits.process_bytes") {
+		bad("query.limits.bytes", "one query may take %s, all together only %s (query.limits.process_bytes)", lim.Bytes, lim.ProcessBytes)
 	}
 
 	oneOf("logging.level", c.Logging.Level, "debug", "info", "warn", "error")
@@ -97,8 +100,8 @@ func validate(c *Config, bad func(key, format string, args ...any)) {
 		default:
 			names[b.Name] = i
 		}
-		validateBackend(b, at, bad)
-		if b.TSDB != nil && b.TSDB.Path != "" && !b.TSDB.ReadOnly {
+		validateBackend(b, at, l)
+		if b.TSDB != nil && b.TSDB.Path != "" && !b.TSDB.ReadOnly && l.sound(at+".config.read_only") {
 			dir := filepath.Clean(b.TSDB.Path)
 			if other, dup := paths[dir]; dup {
 				bad(at+".config.path", "%s is the directory of backend %q too: only one can write to it", dir, other)
@@ -106,10 +109,11 @@ func validate(c *Config, bad func(key, format string, args ...any)) {
 			paths[dir] = b.Name
 		}
 	}
-	validateSelfScrape(c, bad)
+	validateSelfScrape(c, l)
 }
 
-func validateSelfScrape(c *Config, bad func(key, format string, args ...any)) {
+func validateSelfScrape(c *Config, l *loader) {
+	bad := l.bad
 	if c.SelfScrape.Interval < time.Second {
 		bad("self_scrape.interval", "must be 1s or more")
 	}
@@ -120,13 +124,23 @@ func validateSelfScrape(c *Config, bad func(key, format string, args ...any)) {
 	i := slices.IndexFunc(c.Backends, func(b Backend) bool { return b.Name == name })
 	switch {
 	case i < 0:
-		bad("self_scrape.backend", "there is no backend %q", name)
+		// Unless the name is one of those that could not be read.
+		for i := range c.Backends {
+			if !l.sound(fmt.Sprintf("backends[%d].name", i)) {
+				return
+			}
+		}
+		if !l.lost("backends") {
+			bad("self_scrape.backend", "there is no backend %q", name)
+		}
+	case !l.sound(fmt.Sprintf("backends[%d].kind", i), fmt.Sprintf("backends[%d].config.read_only", i)):
 	case c.Backends[i].TSDB == nil || c.Backends[i].TSDB.ReadOnly:
 		bad("self_scrape.backend", "backend %q cannot be written to: name one of kind tsdb without read_only", name)
 	}
 }
 
-func validateBackend(b *Backend, at string, bad func(key, format string, args ...any)) {
+func validateBackend(b *Backend, at string, l *loader) {
+	bad := l.bad
 	for _, name := range slices.Sorted(maps.Keys(b.ExternalLabels)) {
 		key := at + ".external_labels." + name
 		labelName(bad, key, name)
@@ -146,22 +160,23 @@ func validateBackend(b *Backend, at string, bad func(key, format string, args ..
 	case KindTSDB:
 		if b.TSDB == nil || b.TSDB.Path == "" {
 			bad(conf+".path", "missing: the directory of the TSDB")
-		} else if !b.TSDB.ReadOnly && b.TSDB.Retention < 2*time.Hour {
+		} else if !b.TSDB.ReadOnly && b.TSDB.Retention < 2*time.Hour && l.sound(conf+".read_only") {
 			bad(conf+".retention", "%s is less than the 2h that a TSDB keeps in memory", model.Duration(b.TSDB.Retention))
 		}
 	case KindStoreAPI:
 		if len(b.ExternalLabels) > 0 {
 			bad(at+".external_labels", "endpoints of the StoreAPI bring labels of their own: set them there")
 		}
-		validateStoreAPI(b.StoreAPI, conf, bad)
+		validateStoreAPI(b.StoreAPI, conf, l)
 	case KindPrometheus:
-		validatePrometheus(b.Prometheus, conf, bad)
+		validatePrometheus(b.Prometheus, conf, l)
 	default:
 		bad(at+".kind", "unknown kind %q", b.Kind)
 	}
 }
 
-func validateStoreAPI(s *StoreAPI, at string, bad func(key, format string, args ...any)) {
+func validateStoreAPI(s *StoreAPI, at string, l *loader) {
+	bad := l.bad
 	if s == nil {
 		s = &StoreAPI{Compression: "none"}
 	}
@@ -171,7 +186,7 @@ func validateStoreAPI(s *StoreAPI, at string, bad func(key, format string, args 
 			given++
 		}
 	}
-	if given != 1 {
+	if given != 1 && l.sound(at+".address", at+".addresses", at+".files") {
 		bad(at, "want one of address, addresses and files, found %d of them", given)
 	}
 	if s.Address != "" {
@@ -188,7 +203,7 @@ func validateStoreAPI(s *StoreAPI, at string, bad func(key, format string, args 
 	if s.Compression != "none" && s.Compression != "snappy" {
 		bad(at+".compression", "%q is none of none, snappy", s.Compression)
 	}
-	clientTLS(bad, at+".tls", s.TLS)
+	pair(l, at+".tls", s.TLS.Cert, s.TLS.Key)
 	if t := s.TLS; !t.Enabled && (t != ClientTLS{}) {
 		bad(at+".tls.enabled", "the other keys of tls have no effect without enabled: true")
 	}
@@ -211,7 +226,8 @@ func storeAddress(bad func(key, format string, args ...any), key, addr string) {
 	}
 }
 
-func validatePrometheus(p *Prometheus, at string, bad func(key, format string, args ...any)) {
+func validatePrometheus(p *Prometheus, at string, l *loader) {
+	bad := l.bad
 	if p == nil {
 		p = &Prometheus{ReadMode: "auto"}
 	}
@@ -239,16 +255,12 @@ func validatePrometheus(p *Prometheus, at string, bad func(key, format string, a
 	if !slices.Contains([]string{"auto", "streamed", "samples"}, p.ReadMode) {
 		bad(at+".read_mode", "%q is none of auto, streamed, samples", p.ReadMode)
 	}
-	clientTLS(bad, at+".tls", p.TLS)
+	pair(l, at+".tls", p.TLS.Cert, p.TLS.Key)
 }
 
-func clientTLS(bad func(key, format string, args ...any), at string, t ClientTLS) {
-	pair(bad, at, t.Cert, t.Key)
-}
-
-func pair(bad func(key, format string, args ...any), at, cert, key string) {
-	if (cert == "") != (key == "") {
-		bad(at, "cert and key belong together: only one of them is given")
+func pair(l *loader, at, cert, key string) {
+	if (cert == "") != (key == "") && l.sound(at+".cert", at+".key") {
+		l.bad(at, "cert and key belong together: only one of them is given")
 	}
 }
 
