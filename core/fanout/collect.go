@@ -126,6 +126,12 @@ func (s *Session) Collect(ctx context.Context, req *backend.SeriesRequest, repli
 	}
 	asks := toAsk(all)
 	out := &Selection{asks: asks}
+	select {
+	case s.gate <- struct{}{}:
+		defer func() { <-s.gate }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 	if req.MinTime > req.MaxTime {
 		return out, nil
 	}
@@ -352,6 +358,8 @@ func compareTimes(a, b samples.Chunk) int {
 	case a.MaxTime < b.MaxTime:
 		return -1
 	}
-	// Equal times may be equal chunks, which Sort drops: not in order.
-	return 1
+	// Equal times may be equal chunks, which Sort drops, or chunks of which the
+	// order must not depend on who came first. slices.IsSortedFunc asks whether the
+	// later one is less: it is to say so.
+	return -1
 }

@@ -50,17 +50,23 @@ type Options struct {
 type Session struct {
 	Options
 
+	// gate bounds the selections that are under way at a time.
+	gate chan struct{}
+
 	mu      sync.Mutex
 	selects []*report.Select
 	asks    [][]*ask
 }
+
+// maxSelections is more than the selectors of all but the strangest queries.
+const maxSelections = 32
 
 // NewSession begins a request. The view stays the caller's.
 func NewSession(o Options) *Session {
 	if o.Tracer == nil {
 		o.Tracer = noop.Tracer{}
 	}
-	return &Session{Options: o}
+	return &Session{Options: o, gate: make(chan struct{}, maxSelections)}
 }
 
 // MissingError is a request that failed because a backend is missing which is
@@ -349,9 +355,16 @@ func covered(a *ask, all []*ask, replicaLabels []string) bool {
 				o.m.Info.MinTime > lo || o.m.Info.MaxTime < hi {
 				return false
 			}
-			return slices.ContainsFunc(o.m.Info.LabelSets, func(x labels.Labels) bool {
+			same := func(x labels.Labels) bool {
 				return x.Len() > stripped.Len() && labels.Equal(x.MatchLabels(false, replicaLabels...), stripped)
-			})
+			}
+			if rs := o.m.Info.Ranges; len(rs) > 0 {
+				// It says more exactly what it has of which set.
+				return slices.ContainsFunc(rs, func(x backend.LabelSetRange) bool {
+					return same(x.Labels) && x.MinTime <= lo && x.MaxTime >= hi
+				})
+			}
+			return slices.ContainsFunc(o.m.Info.LabelSets, same)
 		})
 		if !ok {
 			return false

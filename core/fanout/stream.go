@@ -7,12 +7,15 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"fmt"
 	"iter"
+	"math"
 	"slices"
 
 	"github.com/prometheus/prometheus/model/labels"
 
 	"github.com/promweave/promweave/core/report"
+	"github.com/promweave/promweave/core/samples"
 	"github.com/promweave/promweave/sdk/backend"
 	"github.com/promweave/promweave/sdk/backend/shaping"
 )
@@ -43,10 +46,70 @@ func (s *Session) adapt(a *ask, req *backend.SeriesRequest) (*backend.SeriesRequ
 	if req.Limit > 0 && !caps.SeriesLimit {
 		row.Compensated = append(row.Compensated, "limit")
 	}
+	lo, hi := a.m.AskMin, a.m.AskMax
 	return &sent, func(seq iter.Seq2[*backend.Batch, error]) iter.Seq2[*backend.Batch, error] {
+		if lo != math.MinInt64 || hi != math.MaxInt64 {
+			seq = within(seq, lo, hi)
+		}
 		return shaping.Compensate(caps, req, seq)
 	}
 }
+
+// within cuts chunks to a backend's configured window: backends may return whole
+// chunks (rule S-7), and what lies outside of the window is somebody else's. Chunks
+// of aggregates are left whole; their windows are hours wide anyway.
+func within(seq iter.Seq2[*backend.Batch, error], lo, hi int64) iter.Seq2[*backend.Batch, error] {
+	return func(yield func(*backend.Batch, error) bool) {
+		for b, err := range seq {
+			if err != nil {
+				yield(b, err)
+				return
+			}
+			out := backend.NewBatch(b.Len())
+			for _, n := range b.Notices() {
+				out.Notify(n)
+			}
+			for i := range b.Len() {
+				s := b.At(i)
+				if slices.ContainsFunc(s.Chunks, func(c backend.Chunk) bool { return c.MinTime < lo || c.MaxTime > hi }) {
+					if s.Chunks, err = cutChunks(s.Chunks, lo, hi); err != nil {
+						yield(nil, err)
+						return
+					}
+					if len(s.Chunks) == 0 {
+						continue
+					}
+				}
+				out.Append(s)
+			}
+			if !yield(out, nil) {
+				return
+			}
+		}
+	}
+}
+
+func cutChunks(in []backend.Chunk, lo, hi int64) ([]backend.Chunk, error) {
+	var out []backend.Chunk
+	for _, c := range in {
+		switch {
+		case c.MinTime > hi || c.MaxTime < lo:
+		case c.MinTime >= lo && c.MaxTime <= hi || c.Aggregates != nil:
+			out = append(out, c)
+		default:
+			it := samples.NewIterator([]samples.Chunk{{Chunk: c}}, samples.Options{MinTime: lo, MaxTime: hi}, nil)
+			cut, err := shaping.EncodeIterator(it, lo, hi)
+			if err != nil {
+				return nil, fmt.Errorf("chunk from %d to %d: %w", c.MinTime, c.MaxTime, err)
+			}
+			out = append(out, cut...)
+		}
+	}
+	return out, nil
+}
+
+// batchBytes is about as much as a batch, or a piece of a series, may hold.
+const batchBytes = 1 << 20
 
 // streamDepth is how many batches of a backend may wait to be merged.
 const streamDepth = 2
@@ -141,15 +204,13 @@ func (s *Session) merge(ctx context.Context, req *backend.SeriesRequest, asks []
 			i++
 		}
 	}
-	size := req.BatchSize
-	if size <= 0 {
-		size = 128
+	most := req.BatchSize
+	if most <= 0 {
+		most = 128
 	}
-	out := backend.NewBatch(size)
-	for n := 0; len(live) > 0; n++ {
-		if req.Limit > 0 && n == req.Limit {
-			break
-		}
+	out := backend.NewBatch(most)
+	var last labels.Labels
+	for n := 0; len(live) > 0; {
 		// Backends that have anything for a query are few: looking at each head is
 		// cheaper than keeping a tree.
 		least := live[0].cur.Labels
@@ -158,16 +219,28 @@ func (s *Session) merge(ctx context.Context, req *backend.SeriesRequest, asks []
 				least = src.cur.Labels
 			}
 		}
+		if n == 0 || !labels.Equal(last, least) {
+			if n++; req.Limit > 0 && n > req.Limit {
+				break
+			}
+			last = least
+		}
 		series := backend.Series{Labels: least}
-		from := 0
+		from, pieces, size := 0, 0, 0
+		for _, src := range live {
+			if labels.Equal(src.cur.Labels, least) {
+				from++
+			}
+		}
 		for i := 0; i < len(live); {
 			if !labels.Equal(live[i].cur.Labels, least) {
 				i++
 				continue
 			}
-			from++
 			kept := true
 			for kept && labels.Equal(live[i].cur.Labels, least) {
+				pieces++
+				size += live[i].cur.Size()
 				if series.Chunks == nil {
 					// Read only, as everything of a batch; appending makes a copy.
 					series.Chunks = slices.Clip(live[i].cur.Chunks)
@@ -179,23 +252,38 @@ func (s *Session) merge(ctx context.Context, req *backend.SeriesRequest, asks []
 					yield(nil, err)
 					return false
 				}
+				if from == 1 && size > batchBytes {
+					// Nobody else has it: it goes on in pieces (rule S-2), so that a long series
+					// is never held whole for no reason.
+					break
+				}
 			}
 			if kept {
 				i++
 			}
+			if from == 1 {
+				break
+			}
 		}
-		if from > 1 {
+		if pieces > 1 {
 			series.Chunks = withoutDuplicates(series.Chunks)
 		}
 		out.Append(series)
-		if out.Len() >= size || out.Bytes() > 1<<20 {
-			if !yield(out, nil) {
+		if out.Len() >= most || out.Bytes() > batchBytes {
+			if !s.pass(out, yield) {
 				return false
 			}
-			out = backend.NewBatch(size)
+			out = backend.NewBatch(most)
 		}
 	}
-	return out.Len() == 0 || yield(out, nil)
+	return out.Len() == 0 || s.pass(out, yield)
+}
+
+// pass hands a batch on. After that it is not held here any more.
+func (s *Session) pass(b *backend.Batch, yield func(*backend.Batch, error) bool) bool {
+	ok := yield(b, nil)
+	s.Limits.Passed(b.Bytes())
+	return ok
 }
 
 // pump runs a backend's sequence into the source's channel.

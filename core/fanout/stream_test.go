@@ -117,3 +117,46 @@ func TestBackendsDoNotShareMatchers(t *testing.T) {
 		}
 	})
 }
+
+// TestLongSeriesGoesOnInPieces: a series that only one backend has is not gathered,
+// and what was handed on is not charged to the process any more.
+func TestLongSeriesGoesOnInPieces(t *testing.T) {
+	const pieces, bytes = 2000, 10_000
+	long := &fakestore.Script{OnSeries: func(context.Context, *backend.SeriesRequest) fakestore.Seq {
+		return func(yield func(*backend.Batch, error) bool) {
+			for i := range pieces {
+				b := backend.NewBatch(1)
+				b.Append(backend.Series{Labels: labels.FromStrings("i", "z"), Chunks: []backend.Chunk{{
+					MinTime: int64(i), MaxTime: int64(i), Raw: backend.Encoded{Encoding: 1, Data: make([]byte, bytes)},
+				}}})
+				if !yield(b, nil) {
+					return
+				}
+			}
+		}
+	}}
+	w := newWorld(t, limits.Config{}, true, member("long", long))
+	var largest, chunks, held int64
+	for b, err := range w.session.Stream(t.Context(), &backend.SeriesRequest{MaxTime: 1e9, Limit: 1}, w.sel) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		largest, held = max(largest, int64(b.Bytes())), max(held, w.process.Bytes())
+		for i := range b.Len() {
+			chunks += int64(len(b.At(i).Chunks))
+		}
+	}
+	if chunks != pieces {
+		t.Errorf("%d chunks of %d", chunks, pieces)
+	}
+	if largest > 3<<20 || held > 6<<20 {
+		t.Errorf("batches of %d bytes and %d held, of %d in all", largest, held, pieces*bytes)
+	}
+	if n := w.process.Bytes(); n > 3<<20 {
+		t.Errorf("%d bytes are charged at the end", n)
+	}
+	w.query.End()
+	if n := w.process.Bytes(); n != 0 {
+		t.Errorf("%d bytes are charged after the end", n)
+	}
+}

@@ -49,7 +49,8 @@ func Register(s grpc.ServiceRegistrar, q Queries) {
 }
 
 // Query answers an instant query.
-func (s *Server) Query(req *storepb.QueryRequest, out grpc.ServerStreamingServer[storepb.QueryResponse]) error {
+func (s *Server) Query(req *storepb.QueryRequest, out grpc.ServerStreamingServer[storepb.QueryResponse]) (err error) {
+	defer guard(&err)
 	o, err := s.options(req.Engine, req.EnableDedup, req.EnablePartialResponse, req.ReplicaLabels, req.StoreMatchers,
 		req.MaxResolutionSeconds, req.TimeoutSeconds, req.LookbackDeltaSeconds, req.ShardInfo)
 	if err != nil {
@@ -82,7 +83,11 @@ func (s *Server) Query(req *storepb.QueryRequest, out grpc.ServerStreamingServer
 }
 
 // QueryRange answers a range query.
-func (s *Server) QueryRange(req *storepb.QueryRangeRequest, out grpc.ServerStreamingServer[storepb.QueryRangeResponse]) error {
+func (s *Server) QueryRange(req *storepb.QueryRangeRequest, out grpc.ServerStreamingServer[storepb.QueryRangeResponse]) (err error) {
+	defer guard(&err)
+	if req.IntervalSeconds < 0 || req.IntervalSeconds > mostSeconds {
+		return status.Errorf(codes.InvalidArgument, "interval_seconds is %d: want 1 to %d", req.IntervalSeconds, int64(mostSeconds))
+	}
 	o, err := s.options(req.Engine, req.EnableDedup, req.EnablePartialResponse, req.ReplicaLabels, req.StoreMatchers,
 		req.MaxResolutionSeconds, req.TimeoutSeconds, req.LookbackDeltaSeconds, req.ShardInfo)
 	if err != nil {
@@ -109,6 +114,16 @@ func (s *Server) QueryRange(req *storepb.QueryRangeRequest, out grpc.ServerStrea
 	})
 }
 
+// mostSeconds is a bound on durations; far above it they would overflow.
+const mostSeconds = 1 << 31
+
+// guard makes an error of a panic: one query must not end the process.
+func guard(err *error) {
+	if p := recover(); p != nil {
+		*err = status.Errorf(codes.Internal, "panic: %v", p)
+	}
+}
+
 // options reads what both calls have in common. The plan that a Thanos querier
 // sends beside the text says the same as the text and is not looked at.
 func (s *Server) options(e storepb.EngineType, dedup, partial bool, replicaLabels []string, stores []*storepb.StoreMatchers,
@@ -132,9 +147,8 @@ func (s *Server) options(e storepb.EngineType, dedup, partial bool, replicaLabel
 		name string
 		v    int64
 	}{{"max_resolution_seconds", maxResolution}, {"timeout_seconds", timeout}, {"lookback_delta_seconds", lookback}} {
-		const most = 1 << 31 // above it durations would overflow
-		if m.v < 0 || m.v > most {
-			return o, status.Errorf(codes.InvalidArgument, "%s is %d: want 0 to %d", m.name, m.v, int64(most))
+		if m.v < 0 || m.v > mostSeconds {
+			return o, status.Errorf(codes.InvalidArgument, "%s is %d: want 0 to %d", m.name, m.v, int64(mostSeconds))
 		}
 	}
 	o.MaxSourceResolution = maxResolution * 1000

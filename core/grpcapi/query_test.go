@@ -47,9 +47,14 @@ func serve(t *testing.T, cfg query.Config, entries ...membership.Entry) storepb.
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
+	return client(t, s)
+}
+
+func client(t *testing.T, q grpcapi.Queries) storepb.QueryClient {
+	t.Helper()
 	l := bufconn.Listen(1 << 16)
 	srv := grpc.NewServer(storepb.ServerCodec())
-	grpcapi.Register(srv, s)
+	grpcapi.Register(srv, q)
 	go func() { _ = srv.Serve(l) }()
 	t.Cleanup(srv.Stop)
 	conn, err := grpc.NewClient("passthrough:///x", grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -248,5 +253,34 @@ func TestFaults(t *testing.T) {
 	r, err := c.QueryRange(t.Context(), &storepb.QueryRangeRequest{Query: "g", StartTimeSeconds: 10, EndTimeSeconds: 30})
 	if _, err := frames(t, r, err); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "step") {
 		t.Errorf("no interval: %v", err)
+	}
+}
+
+type panicking struct{ *query.Service }
+
+func (panicking) Instant(context.Context, *query.Request) (*query.Result, error) { panic("on purpose") }
+
+// TestPanicIsAnError: it ends the call and not the process.
+func TestPanicIsAnError(t *testing.T) {
+	s, err := query.New(membership.New(nil, membership.Options{}), query.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	c := client(t, panicking{s})
+	stream, err := c.Query(t.Context(), &storepb.QueryRequest{Query: "1"})
+	if _, err := frames(t, stream, err); status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "on purpose") {
+		t.Errorf("%v", err)
+	}
+	for _, r := range []*storepb.QueryRangeRequest{
+		{Query: "1", EndTimeSeconds: 1_000_000, IntervalSeconds: 1},
+		{Query: "1", EndTimeSeconds: 1, IntervalSeconds: 18446744074},
+		{Query: "1", EndTimeSeconds: 1, IntervalSeconds: -1},
+		{Query: "1", StartTimeSeconds: 9223372036854775, EndTimeSeconds: 9223372036854775, IntervalSeconds: 1, Engine: storepb.EngineType_thanos},
+	} {
+		stream, err := c.QueryRange(t.Context(), r)
+		if _, err := frames(t, stream, err); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%v: %v", r, err)
+		}
 	}
 }

@@ -171,6 +171,24 @@ func parseTime(s string) (time.Time, error) {
 	return time.Time{}, fmt.Errorf("%s is not a time; give seconds since 1970, as in 1700000000.5, or RFC 3339, as in 2023-11-14T22:13:20Z", clip(s))
 }
 
+// evalTime is a time at which an expression is evaluated. The engines count in
+// nanoseconds since 1970, which reach from 1677 to 2262; beyond, they would answer
+// at another time without a word.
+func (f form) evalTime(name string, def time.Time) (time.Time, error) {
+	t, err := f.time(name, def)
+	if err != nil {
+		return t, err
+	}
+	if most := int64(math.MaxInt64 / int64(time.Second)); t.Unix() >= most || t.Unix() <= -most {
+		advice := "give seconds since 1970"
+		if sec := t.Unix(); sec > 1e11 && sec < 1e14 {
+			advice += "; this looks like milliseconds"
+		}
+		return t, badParam(name, "%s is too far away to be evaluated; %s", clip(f.get(name)), advice)
+	}
+	return t, nil
+}
+
 func (f form) duration(name string, def time.Duration) (time.Duration, error) {
 	s := f.get(name)
 	if s == "" {

@@ -91,7 +91,7 @@ func (s *Server) instantRequest(c *call) (*query.Request, error) {
 	if err != nil {
 		return nil, err
 	}
-	t, err := c.form.time("time", s.now())
+	t, err := c.form.evalTime("time", s.now())
 	if err != nil {
 		return nil, err
 	}
@@ -111,6 +111,9 @@ func (s *Server) rangeRequest(c *call) (*query.Request, error) {
 	for _, name := range []string{"start", "end"} {
 		if !f.has(name) {
 			return nil, badParam(name, "it is missing; give seconds since 1970, or RFC 3339")
+		}
+		if _, err := f.evalTime(name, time.Time{}); err != nil {
+			return nil, err
 		}
 	}
 	start, end, err := f.timeRange(time.Time{}, time.Time{})

@@ -42,14 +42,6 @@ func (rt *route) allow() string {
 	return strings.Join(append(list, http.MethodOptions), ", ")
 }
 
-func (rt *route) knownParams() map[string]bool {
-	m := map[string]bool{}
-	for _, p := range rt.params {
-		m[p] = true
-	}
-	return m
-}
-
 // routes is the table of everything that is served.
 func (s *Server) routes() []route {
 	get := []string{http.MethodGet}

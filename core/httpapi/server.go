@@ -17,9 +17,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"regexp"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -110,6 +112,9 @@ type Options struct {
 
 	// Limits. Zero means the value in parentheses.
 
+	// IgnoreUnknownParameters accepts parameters that no route knows, as other
+	// servers of this API do, instead of refusing the request.
+	IgnoreUnknownParameters bool
 	// MaxFormBytes bounds the body of a form (4 MiB).
 	MaxFormBytes int64
 	// MaxReadBytes bounds the body of a remote read, compressed and not (4 MiB).
@@ -200,23 +205,27 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.S
 
 func (s *Server) mux(routes []route) http.Handler {
 	mux := http.NewServeMux()
+	known := knownParams(routes)
 	for _, rt := range routes {
-		mux.HandleFunc(s.o.Prefix+rt.path, s.serve(rt))
+		mux.HandleFunc(s.o.Prefix+rt.path, s.serve(rt, known))
 	}
 	mux.HandleFunc(s.o.Prefix+"/api/", func(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, notFound("path %s: there is no such route; %s/api/v1/openapi.json lists all", clip(r.URL.Path), s.o.Prefix))
 	})
 	if s.o.UI != nil {
 		mux.Handle(s.o.Prefix+"/", http.StripPrefix(s.o.Prefix, s.o.UI))
+	} else {
+		mux.HandleFunc(s.o.Prefix+"/{$}", func(w http.ResponseWriter, _ *http.Request) {
+			fmt.Fprintf(w, "Promweave. The API is at %[1]s/api/v1/, for example %[1]s/api/v1/query?query=up;\n%[1]s/api/v1/openapi.json lists all of it.\n", s.o.Prefix)
+		})
 	}
 	return mux
 }
 
 // serve dispatches on the method: the multiplexer of net/http would answer a wrong
 // one in plain text.
-func (s *Server) serve(rt route) http.HandlerFunc {
+func (s *Server) serve(rt route, known map[string]bool) http.HandlerFunc {
 	allow := rt.allow()
-	known := rt.knownParams()
 	return func(w http.ResponseWriter, r *http.Request) {
 		method := r.Method
 		if method == http.MethodHead {
@@ -246,12 +255,9 @@ func (s *Server) serve(rt route) http.HandlerFunc {
 			s.fail(w, r, err)
 			return
 		}
-		if s.log.Enabled(r.Context(), slog.LevelDebug) {
-			for name := range f.values {
-				if !known[name] {
-					s.log.DebugContext(r.Context(), "ignored an unknown parameter", "path", r.URL.Path, "parameter", name)
-				}
-			}
+		if err := s.checkParams(r, f, rt.params, known); err != nil {
+			s.fail(w, r, err)
+			return
 		}
 		a, err := rt.api(&call{ctx: r.Context(), r: r, form: f})
 		if err != nil {
@@ -263,6 +269,42 @@ func (s *Server) serve(rt route) http.HandlerFunc {
 		}
 		s.respond(w, r, f, a)
 	}
+}
+
+// knownParams are the parameters of all routes: one that means nothing here, but
+// does elsewhere, is no mistake.
+func knownParams(all []route) map[string]bool {
+	m := map[string]bool{}
+	for _, rt := range all {
+		for _, p := range rt.params {
+			m[p] = true
+		}
+	}
+	return m
+}
+
+// checkParams refuses parameters that are not known. Ignored, a misspelt
+// partial_response=false would silently be the opposite of what was asked. Names
+// that begin with an underscore are what browsers and proxies add against caches.
+func (s *Server) checkParams(r *http.Request, f form, here []string, known map[string]bool) error {
+	for _, name := range slices.Sorted(maps.Keys(f.values)) {
+		if known[name] || strings.HasPrefix(name, "_") {
+			continue
+		}
+		if s.o.IgnoreUnknownParameters {
+			s.log.DebugContext(r.Context(), "ignored an unknown parameter", "path", r.URL.Path, "parameter", name)
+			continue
+		}
+		advice := "this route takes " + strings.Join(here, ", ")
+		if len(here) == 0 {
+			advice = "this route takes none"
+		}
+		if known[name+"[]"] {
+			advice = fmt.Sprintf("did you mean %s[]?", name)
+		}
+		return badParam(strings.Trim(clip(name), `"`), "there is no such parameter; %s", advice)
+	}
+	return nil
 }
 
 // call is a request under /api.

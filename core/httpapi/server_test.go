@@ -54,13 +54,28 @@ func TestLargeBody(t *testing.T) {
 	}
 }
 
-func TestUnknownParameterIsLogged(t *testing.T) {
+// TestUnknownParameter: it is refused, with advice, or if so configured logged.
+func TestUnknownParameter(t *testing.T) {
+	strict := newServer(t, &fake{}, func(*Options) {})
+	for path, want := range map[string]string{
+		"query=up&partial_respone=false":   "partial_respone",
+		"query=up&replicaLabels=a":         "did you mean replicaLabels[]?",
+		"query=up&foo=bar":                 "max_source_resolution",
+		"query=up&_=1&state=active&step=1": "",
+	} {
+		w := httptest.NewRecorder()
+		strict.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/api/v1/query?"+path, nil))
+		if refused := w.Code == http.StatusBadRequest; refused != (want != "") || !strings.Contains(w.Body.String(), want) {
+			t.Errorf("%s: %d %s, want %q", path, w.Code, w.Body, want)
+		}
+	}
+
 	log, text := logged(slog.LevelDebug)
-	s := newServer(t, &fake{}, func(o *Options) { o.Logger = log })
-	r := httptest.NewRequest(http.MethodGet, "/api/v1/query?query=up&_=1&timeout=3", nil)
+	s := newServer(t, &fake{}, func(o *Options) { o.Logger, o.IgnoreUnknownParameters = log, true })
+	r := httptest.NewRequest(http.MethodGet, "/api/v1/query?query=up&foo=1&timeout=3", nil)
 	r.Header.Set("X-Dashboard-Uid", "dash")
 	s.ServeHTTP(httptest.NewRecorder(), r)
-	if !strings.Contains(text.String(), "parameter=_") || strings.Contains(text.String(), "parameter=timeout") {
+	if !strings.Contains(text.String(), "parameter=foo") || strings.Contains(text.String(), "parameter=timeout") {
 		t.Errorf("log:\n%s", text)
 	}
 	for _, want := range []string{"status=200", "dashboard=dash", "completeness=complete", "report=id-1"} {

@@ -96,9 +96,9 @@ func TestService(t *testing.T) {
 		"/api/v1/query?query=up&time=150&limit=1&storeMatch[]=nothing":     `"result":[]`,
 		"/api/v1/query?query=sum(up)&time=150&engine=thanos&stats=1":       `"value":[150,"20"]`,
 		"/api/v1/explain?query=up&time=150":                                `"state":"would_ask"`,
-		"/api/v1/query?query=up&time=9e15&report=1":                        `"report":{"version":1`,
+		"/api/v1/query?query=up&time=9e9&report=1":                         `"report":{"version":1`,
 		"/api/v1/series?match[]=up&report=1&start=-9223309901257974":       `"report":{"version":1`,
-		"/api/v1/query?query=rate(up[100y])&time=-9223309901257974.000":    `"result":[]`,
+		"/api/v1/query?query=rate(up[100y])&time=-9223372035.000":          `"result":[]`,
 		"/api/v1/query?query=up&time=150&lookback_delta=290y&report=false": `"value":[150,"10"]`,
 	} {
 		resp, body := get(t, s, path)

@@ -95,6 +95,8 @@ type Query struct {
 	// mu orders Add and End: what is added after the end would never be given back.
 	mu    sync.Mutex
 	ended bool
+	// held is what the process is charged with for this query.
+	held int64
 }
 
 var errEnded = errors.New("the query has ended")
@@ -111,6 +113,7 @@ func (q *Query) Add(series, samples, bytes int) error {
 	}
 	c := &q.p.cfg
 	n, s, b := q.series.Add(int64(series)), q.samples.Add(int64(samples)), q.bytes.Add(int64(bytes))
+	q.held += int64(bytes)
 	all := q.p.bytes.Add(int64(bytes))
 	switch {
 	case c.Series > 0 && n > c.Series:
@@ -120,10 +123,26 @@ func (q *Query) Add(series, samples, bytes int) error {
 	case c.Bytes > 0 && b > c.Bytes:
 		return &Exceeded{"query.limits.bytes", c.Bytes, b, narrow}
 	case c.ProcessBytes > 0 && all > c.ProcessBytes:
+		if q.held == all {
+			return &Exceeded{"query.limits.process_bytes", c.ProcessBytes, all, narrow}
+		}
 		return &Exceeded{"query.limits.process_bytes", c.ProcessBytes, all,
-			"other queries hold the rest: ask again later, " + narrow}
+			fmt.Sprintf("other queries hold %d of it: ask again later, %s", all-q.held, narrow)}
 	}
 	return nil
+}
+
+// Passed gives bytes back that were handed on and are not held any more. They
+// still count against what the query may receive.
+func (q *Query) Passed(bytes int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.ended {
+		return
+	}
+	n := min(q.held, int64(bytes))
+	q.held -= n
+	q.p.bytes.Add(-n)
 }
 
 // End gives everything back. It may be called more than once.
@@ -134,7 +153,7 @@ func (q *Query) End() {
 		return
 	}
 	q.ended = true
-	q.p.bytes.Add(-q.bytes.Load())
+	q.p.bytes.Add(-q.held)
 	if q.slot {
 		<-q.p.slots
 	}

@@ -122,6 +122,7 @@ type record struct {
 	healthy   bool
 	lastCheck time.Time
 	lastErr   string
+	gone      string // as last logged
 	checking  bool
 }
 
@@ -221,6 +222,8 @@ type View struct {
 	Members []*Member
 	// Checked says that every member has been asked for its Info at least once.
 	Checked bool
+	// Closed says that the set was closed: there is nobody to ask any more.
+	Closed bool
 
 	set  *Set
 	gen  *generation
@@ -257,7 +260,7 @@ func (s *Set) Acquire() *View {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.gen.users++
-	v := &View{set: s, gen: s.gen, Members: s.members(time.Now()), Checked: s.ready && !s.closed}
+	v := &View{set: s, gen: s.gen, Members: s.members(time.Now()), Checked: s.ready && !s.closed, Closed: s.closed}
 	for _, m := range v.Members {
 		if !m.Known && m.LastError == "" && m.Gone == "" {
 			v.Checked = false
@@ -298,6 +301,11 @@ func (s *Set) members(now time.Time) []*Member {
 				st.LastCheck, st.LastError = r.lastCheck, r.lastErr
 				if r.known {
 					st.Info = r.info
+				}
+				if down := now.Sub(r.lastCheck).Milliseconds(); r.known && !st.Healthy && down > 0 && st.Info.MaxTime < math.MaxInt64-down {
+					// While nobody can ask it, its data may have gone on with time: bounds as
+					// they were would rule it out of what it would answer.
+					st.Info.MaxTime += down
 				}
 			}
 			st.Info.MinTime = max(st.Info.MinTime, lo)
@@ -344,9 +352,6 @@ func expand(e Entry) []expected {
 func (s *Set) Refresh(ctx context.Context) {
 	s.round.Lock()
 	defer s.round.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, s.opts.Timeout)
-	defer cancel()
-
 	s.mu.Lock()
 	gen := s.gen
 	gen.users++ // keeps the backends open meanwhile
@@ -363,6 +368,40 @@ func (s *Set) Refresh(ctx context.Context) {
 			delete(s.known, k)
 		}
 	}
+	s.mu.Unlock()
+	s.learn(ctx, all)
+	s.mu.Lock()
+	s.ready = true
+	s.mu.Unlock()
+	(&View{set: s, gen: gen}).Release()
+}
+
+// Swap is Replace for a set in use: it asks the backends that are new for their
+// Info first, so that no query meets backends of which nothing is known. It takes
+// no longer than Refresh.
+func (s *Set) Swap(ctx context.Context, entries []Entry) {
+	s.round.Lock()
+	defer s.round.Unlock()
+	var fresh []expected
+	s.mu.Lock()
+	for _, e := range entries {
+		for _, x := range expand(e) {
+			if s.known[key{x.name, x.b}] == nil {
+				fresh = append(fresh, x)
+			}
+		}
+	}
+	s.mu.Unlock()
+	s.learn(ctx, fresh)
+	s.Replace(entries)
+}
+
+// learn asks for Info and returns when all have answered or their time is up. It
+// needs s.round.
+func (s *Set) learn(ctx context.Context, all []expected) {
+	ctx, cancel := context.WithTimeout(ctx, s.opts.Timeout)
+	defer cancel()
+	s.mu.Lock()
 	done := make(chan struct{}, len(all))
 	waiting := 0
 	for _, x := range all {
@@ -371,6 +410,12 @@ func (s *Set) Refresh(ctx context.Context) {
 		if r == nil {
 			r = &record{}
 			s.known[k] = r
+		}
+		if x.gone != r.gone {
+			r.gone = x.gone
+			if x.gone != "" {
+				s.opts.Logger.Warn("backend is expected but not to be found", "backend", x.name, "reason", x.gone)
+			}
 		}
 		if x.gone != "" {
 			r.healthy = false
@@ -410,9 +455,7 @@ func (s *Set) Refresh(ctx context.Context) {
 			r.healthy, r.lastErr = false, fmt.Sprintf("no Info within %s, and still hanging", s.opts.Timeout)
 		}
 	}
-	s.ready = true
 	s.mu.Unlock()
-	(&View{set: s, gen: gen}).Release()
 }
 
 func (s *Set) check(ctx context.Context, x expected, r *record) {

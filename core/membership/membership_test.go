@@ -468,3 +468,28 @@ func TestWindowMovesWithTime(t *testing.T) {
 		s.Close()
 	})
 }
+
+// TestSwap: a query right after it knows the new backends, even if one of them
+// hangs, and the old ones are closed.
+func TestSwap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		info := func(labels.Labels) *fakestore.Store { return fakestore.Holding(labels.FromStrings("a", "1")) }
+		old := fakestore.Sends()
+		s := membership.New([]membership.Entry{{Spec: membership.Spec{Name: "old", Kind: "test"}, Backend: old}}, membership.Options{})
+		s.Refresh(t.Context())
+		hang := info(labels.EmptyLabels())
+		hang.InfoError = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+		s.Swap(t.Context(), []membership.Entry{
+			{Spec: membership.Spec{Name: "hang", Kind: "test"}, Backend: hang},
+			{Spec: membership.Spec{Name: "new", Kind: "test"}, Backend: info(labels.EmptyLabels())},
+		})
+		v := s.Acquire()
+		defer v.Release()
+		if !v.Checked || len(v.Members) != 2 || v.Members[0].Healthy || v.Members[0].LastError == "" || !v.Members[1].Healthy {
+			t.Errorf("checked %v, members %+v", v.Checked, v.Members)
+		}
+		if old.Closed.Load() != 1 {
+			t.Errorf("the old backend was closed %d times", old.Closed.Load())
+		}
+	})
+}

@@ -45,6 +45,13 @@ func questions(lists [][]*labels.Matcher) [][]*labels.Matcher {
 	return lists
 }
 
+func (req *MetaRequest) check() error {
+	if n := len(req.Matchers); n > maxSelectors {
+		return badData("%d selectors, and at most %d are allowed; select by one regular expression", n, maxSelectors)
+	}
+	return checkRange(req.Start, req.End)
+}
+
 func selectRow(ms []*labels.Matcher, minTime, maxTime int64) *report.Select {
 	sel := &report.Select{MinTime: minTime, MaxTime: maxTime}
 	for _, m := range ms {
@@ -56,7 +63,7 @@ func selectRow(ms []*labels.Matcher, minTime, maxTime int64) *report.Select {
 // Series returns the label sets that match one of the matcher lists, sorted, each
 // once; with Dedup without replica labels.
 func (s *Service) Series(ctx context.Context, req *MetaRequest) (*SeriesResult, error) {
-	if err := checkRange(req.Start, req.End); err != nil {
+	if err := req.check(); err != nil {
 		return nil, err
 	}
 	ctx, r, err := s.begin(ctx, "series", req.Options)
@@ -96,11 +103,20 @@ func (s *Service) Series(ctx context.Context, req *MetaRequest) (*SeriesResult, 
 	return res, nil
 }
 
+// hidden are the labels that the answer is not to show.
+func (req *MetaRequest) hidden() []string {
+	if !req.Dedup {
+		return nil
+	}
+	return req.ReplicaLabels
+}
+
 // LabelNames returns the names of labels on series that match one of the lists.
 func (s *Service) LabelNames(ctx context.Context, req *MetaRequest) (*LabelsResult, error) {
 	return s.labels(ctx, "label_names", req, func(ctx context.Context, m *membership.Member, ms []*labels.Matcher, minTime, maxTime int64, limit int) (*backend.Labels, error) {
 		return m.Backend.LabelNames(ctx, &backend.LabelNamesRequest{
 			MinTime: minTime, MaxTime: maxTime, Matchers: ms, Limit: limit, PartialAllowed: req.PartialResponse,
+			WithoutReplicaLabels: req.hidden(),
 		})
 	})
 }
@@ -113,6 +129,7 @@ func (s *Service) LabelValues(ctx context.Context, req *MetaRequest) (*LabelsRes
 	return s.labels(ctx, "label_values", req, func(ctx context.Context, m *membership.Member, ms []*labels.Matcher, minTime, maxTime int64, limit int) (*backend.Labels, error) {
 		return m.Backend.LabelValues(ctx, &backend.LabelValuesRequest{
 			Name: req.Name, MinTime: minTime, MaxTime: maxTime, Matchers: ms, Limit: limit, PartialAllowed: req.PartialResponse,
+			WithoutReplicaLabels: req.hidden(),
 		})
 	})
 }
@@ -120,7 +137,7 @@ func (s *Service) LabelValues(ctx context.Context, req *MetaRequest) (*LabelsRes
 func (s *Service) labels(ctx context.Context, kind string, req *MetaRequest,
 	call func(ctx context.Context, m *membership.Member, ms []*labels.Matcher, minTime, maxTime int64, limit int) (*backend.Labels, error),
 ) (*LabelsResult, error) {
-	if err := checkRange(req.Start, req.End); err != nil {
+	if err := req.check(); err != nil {
 		return nil, err
 	}
 	ctx, r, err := s.begin(ctx, kind, req.Options)
@@ -128,11 +145,18 @@ func (s *Service) labels(ctx context.Context, kind string, req *MetaRequest,
 		return nil, err
 	}
 	defer r.end()
+	if !slices.Contains(req.ReplicaLabels, req.Name) {
+		// What a missing replica would have told, another one tells, also where
+		// replicas are shown.
+		r.session.ReplicaLabels = req.ReplicaLabels
+	}
 	r.describe(req)
 	r.report.Query = req.Name + r.report.Query
 	limit := 0
 	if req.Limit > 0 {
-		limit = req.Limit + 1
+		// One more tells whether something was cut; and replica labels may be among
+		// what a backend returns although it was told to leave them out.
+		limit = req.Limit + 1 + len(req.hidden())
 	}
 	var all []string
 	for _, ms := range questions(req.Matchers) {
@@ -141,6 +165,11 @@ func (s *Service) labels(ctx context.Context, kind string, req *MetaRequest,
 			return nil, r.fail(ctx, err)
 		}
 		all = append(all, values...)
+	}
+	if req.Name == "" {
+		all = slices.DeleteFunc(all, func(n string) bool { return slices.Contains(req.hidden(), n) })
+	} else if slices.Contains(req.hidden(), req.Name) {
+		all = nil
 	}
 	res := &LabelsResult{Values: shaping.SortedUnique(all, 0), Report: r.finish()}
 	if req.Limit > 0 && len(res.Values) > req.Limit {

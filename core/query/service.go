@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"strings"
 	"sync"
 	"time"
@@ -43,6 +44,8 @@ type Config struct {
 	Dedup            dedup.Algorithm // [default]
 	AutoDownsampling bool
 	NoPartial        bool // refuse partial answers unless a request allows them
+	// MaxPoints bounds the points per series of a range query [11,000].
+	MaxPoints int
 	// MaxSamples bounds the samples that the engine holds at a time [50,000,000].
 	MaxSamples int
 	Limits     limits.Config
@@ -79,6 +82,9 @@ func New(set *membership.Set, cfg Config) (*Service, error) {
 	}
 	if cfg.Dedup == "" {
 		cfg.Dedup = dedup.Default
+	}
+	if cfg.MaxPoints <= 0 {
+		cfg.MaxPoints = 11_000
 	}
 	if cfg.MaxSamples <= 0 {
 		cfg.MaxSamples = 50_000_000
@@ -159,6 +165,25 @@ func (s *Service) begin(ctx context.Context, kind string, o Options) (context.Co
 		return nil, nil, &Error{Kind: kind, Err: err}
 	}
 	r.view = s.set.Acquire()
+	if r.view.Closed {
+		r.view.Release()
+		r.limits.End()
+		cancel()
+		return nil, nil, &Error{Kind: ErrUnavailable, Err: errors.New("the server is shutting down; ask another one")}
+	}
+	if !r.view.Checked && !o.PartialResponse {
+		r.view.Release()
+		r.limits.End()
+		cancel()
+		return nil, nil, &Error{Kind: ErrUnavailable, Err: errors.New(
+			"not every backend has been looked at yet, and a partial answer is not allowed; ask again in a few seconds")}
+	}
+	// A client that does not read what it asked for holds up whoever writes to it,
+	// but a slot, memory and backends no longer than the request may take.
+	context.AfterFunc(ctx, func() {
+		r.limits.End()
+		r.view.Release()
+	})
 	fo := fanout.Options{View: r.view, Limits: r.limits, Partial: o.PartialResponse, StoreMatch: o.StoreMatch, Tracer: s.cfg.Tracer}
 	if o.Dedup {
 		fo.ReplicaLabels = o.ReplicaLabels
@@ -249,16 +274,37 @@ func (s *Service) Range(ctx context.Context, req *Request) (*Result, error) {
 	if req.End.Before(req.Start) {
 		return nil, badData("end %s is before start %s", req.End.Format(time.RFC3339Nano), req.Start.Format(time.RFC3339Nano))
 	}
+	// Before anything is allocated: not every engine counts the steps of a query.
+	if n := req.End.Sub(req.Start)/req.Step + 1; n > time.Duration(s.cfg.MaxPoints) || req.End.Sub(req.Start) == math.MaxInt64 {
+		return nil, badData("a step of %s gives %d points per series, and at most %d are allowed; use a longer step or a shorter range", req.Step, n, s.cfg.MaxPoints)
+	}
 	return s.run(ctx, req, "range")
+}
+
+// Bounds of what may be asked at once, far above what people and dashboards do.
+// They keep a request of a few kilobytes from costing without limit before the
+// limits on what arrives can act.
+const (
+	maxQueryLength = 256 << 10
+	maxSelectors   = 1000
+)
+
+// checkTime refuses what the engines, who count in nanoseconds since 1970, would
+// take for another time.
+func checkTime(t time.Time) error {
+	if most := int64(math.MaxInt64 / time.Second); t.Unix() >= most || t.Unix() <= -most {
+		return badData("time %s is too far away to be evaluated", t.Format(time.RFC3339))
+	}
+	return nil
 }
 
 func (s *Service) run(ctx context.Context, req *Request, kind string) (_ *Result, err error) {
 	if strings.TrimSpace(req.Query) == "" {
 		return nil, badData("the query is empty; try for example: up")
 	}
-	expr, err := parser.ParseExpr(req.Query)
+	expr, err := parse(req)
 	if err != nil {
-		return nil, &Error{Kind: ErrBadData, Err: err}
+		return nil, err
 	}
 	ctx, r, err := s.begin(ctx, kind, req.Options)
 	if err != nil {
@@ -301,6 +347,26 @@ func (r *request) reach(req *Request) (maxResolution int64, lookback time.Durati
 	return maxResolution, time.Duration(resolution.Lookback(r.s.cfg.LookbackDelta.Milliseconds(), maxResolution)) * time.Millisecond
 }
 
+// parse reads the query and checks what can be checked without asking anybody.
+func parse(req *Request) (parser.Expr, error) {
+	for _, t := range []time.Time{req.Start, req.End} {
+		if err := checkTime(t); err != nil {
+			return nil, err
+		}
+	}
+	if n := len(req.Query); n > maxQueryLength {
+		return nil, badData("the query has %d bytes, and at most %d are allowed", n, maxQueryLength)
+	}
+	expr, err := parser.ParseExpr(req.Query)
+	if err != nil {
+		return nil, &Error{Kind: ErrBadData, Err: err}
+	}
+	if n := len(parser.ExtractSelectors(expr)); n > maxSelectors {
+		return nil, badData("the query has %d selectors, and at most %d are allowed; split it, or select by one regular expression", n, maxSelectors)
+	}
+	return expr, nil
+}
+
 // prepare makes the engine's query. An expression that promql-engine does not
 // know goes to Prometheus' engine, and the report says so.
 func (r *request) prepare(ctx context.Context, req *Request, kind string, expr parser.Expr) (promql.Query, error) {
@@ -336,9 +402,9 @@ func (r *request) prepare(ctx context.Context, req *Request, kind string, expr p
 // Explain tells which backends a query would ask, and asks none. The selections
 // are those of the engine, so that ranges, offsets and subqueries count.
 func (s *Service) Explain(ctx context.Context, req *Request) (*report.Report, error) {
-	expr, err := parser.ParseExpr(req.Query)
+	expr, err := parse(req)
 	if err != nil {
-		return nil, &Error{Kind: ErrBadData, Err: err}
+		return nil, err
 	}
 	kind := "instant"
 	if req.Step > 0 {

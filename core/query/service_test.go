@@ -378,12 +378,18 @@ func TestSeriesAndLabels(t *testing.T) {
 			}
 		}
 	}
-	for limit := range 6 {
+	for n := range 12 {
+		limit, deduplicated := n%6, n >= 6
+		names := []string{"__name__", "cluster", "job", "replica"}
+		if deduplicated {
+			names = names[:3]
+		}
 		req := &query.MetaRequest{Name: "job", Start: at(0), End: at(60), Limit: limit, Options: s.DefaultOptions(), Matchers: [][]*labels.Matcher{matchers(t, `up`), matchers(t, `down`)}}
+		req.Dedup = deduplicated
 		for _, c := range []struct {
 			want []string
 			call func(context.Context, *query.MetaRequest) (*query.LabelsResult, error)
-		}{{[]string{"x", "y", "z"}, s.LabelValues}, {[]string{"__name__", "cluster", "job", "replica"}, s.LabelNames}} {
+		}{{[]string{"x", "y", "z"}, s.LabelValues}, {names, s.LabelNames}} {
 			res, err := c.call(t.Context(), req)
 			if err != nil {
 				t.Fatal(err)

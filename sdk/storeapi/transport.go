@@ -38,6 +38,9 @@ func ServerOptions(handlers ...stats.Handler) []grpc.ServerOption {
 		storepb.ServerCodec(),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxSendMsgSize(maxMessage),
+		// A peer that is gone without a word is found out, and what it had asked for
+		// ends; by default that takes two hours.
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: pingEvery, Timeout: pingTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingFloor, PermitWithoutStream: true}),
 	}
 	for _, h := range handlers {
