@@ -109,7 +109,7 @@ func (p *process) apply(old config.Config) (config.Config, error) {
 			return old, err
 		}
 	}
-	p.set.Replace(entries)
+	p.set.Swap(context.Background(), entries)
 	commit()
 	if err := p.level(cfg.Logging.Level); err != nil { // checked when it was loaded
 		p.log.Warn("log level", "err", err)
