@@ -71,7 +71,7 @@ type known struct {
 	source
 	targets map[string]*seen // by address
 	problem string           // of the last lookup, or what to say if there are no targets
-	failed  string           // why the last lookup gave no answer
+	failed  error            // of the last lookup; errNotFound if it found nothing
 	left    string           // why all of it is gone: no file lists it any more
 }
 
@@ -148,7 +148,7 @@ func (f *finder) round(ctx context.Context, now time.Time) []expected {
 		if k == nil {
 			src, err := parseSource(name)
 			if err != nil { // Only from files; others were checked.
-				f.check("target", name, err.Error())
+				f.check("target", name, err)
 				lost = append(lost, expected{name: name, gone: err.Error()})
 				continue
 			}
@@ -185,11 +185,21 @@ func (f *finder) round(ctx context.Context, now time.Time) []expected {
 	return out
 }
 
+// errNothing: a source is there and holds nothing, which may be meant so, but then
+// also may not.
+var errNothing = errors.New("it lists no target; what it listed before counts as missing until it is forgotten")
+
+// errNoMatch: there is no file of a pattern.
+var errNoMatch = errors.New("no file matches")
+
 // check logs the problem of a source if it is another one than in the last round,
-// and the end of it; "" is no problem. It has to be called in
+// and the end of it; nil is no problem. It has to be called in
 // each round.
-func (f *finder) check(kind, name, problem string) {
-	key := kind + " " + name
+func (f *finder) check(kind, name string, err error) {
+	key, problem := kind+" "+name, ""
+	if err != nil {
+		problem = err.Error()
+	}
 	if _, ok := f.checked[key]; ok {
 		return // A target of several files.
 	}
@@ -199,6 +209,8 @@ func (f *finder) check(kind, name, problem string) {
 	case problem == before:
 	case problem == "":
 		f.log.Info("discovery works again", kind, name)
+	case errors.Is(err, errNothing), errors.Is(err, errNoMatch), errors.Is(err, errNotFound):
+		f.log.Warn("discovery finds nothing", kind, name, "why", problem)
 	default:
 		f.log.Warn("discovery fails; what was found before is kept", kind, name, "err", problem)
 	}
@@ -220,12 +232,11 @@ func (f *finder) logForgotten(out []expected) {
 
 // update takes in the result of a lookup.
 func (k *known) update(found []target, err error, now time.Time, forget time.Duration) {
+	k.failed = err
 	if err != nil && !errors.Is(err, errNotFound) {
 		k.problem = err.Error()
-		k.failed = k.problem
 		return
 	}
-	k.failed = ""
 	k.problem = fmt.Sprintf("%s: DNS has no records of that name", k.text)
 	here := map[string]bool{}
 	for _, t := range found {
@@ -282,6 +293,11 @@ func (f *finder) readFiles(now time.Time) (names []string, left map[string]strin
 		if len(matches) == 0 && !strings.ContainsAny(pattern, "*?[") {
 			matches = []string{pattern}
 		}
+		if len(matches) == 0 && !f.listedAny(pattern) {
+			f.check("pattern", pattern, errNoMatch)
+		} else {
+			f.check("pattern", pattern, nil)
+		}
 		paths = append(paths, matches...)
 	}
 	// A file that has vanished keeps its targets: it may be on its way back.
@@ -294,9 +310,9 @@ func (f *finder) readFiles(now time.Time) (names []string, left map[string]strin
 	for _, path := range slices.Compact(paths) {
 		targets, err := readTargets(path)
 		l := f.listed[path]
-		problem := ""
-		if err != nil {
-			problem = err.Error()
+		problem := err
+		if err == nil && len(targets) == 0 {
+			problem = errNothing
 		}
 		f.check("file", path, problem)
 		if err == nil {
@@ -319,6 +335,17 @@ func (f *finder) readFiles(now time.Time) (names []string, left map[string]strin
 		}
 	}
 	return names, left, lost
+}
+
+// listedAny reports whether a file of the pattern was there once; if it is not now,
+// that is told of the file.
+func (f *finder) listedAny(pattern string) bool {
+	for path := range f.listed {
+		if ok, _ := filepath.Match(pattern, path); ok {
+			return true
+		}
+	}
+	return false
 }
 
 // maxFileSize is far above any list of endpoints.

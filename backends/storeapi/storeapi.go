@@ -229,27 +229,29 @@ func (e *Endpoints) apply(found []expected) {
 		if e.single {
 			m.Name = ""
 		}
-		switch {
-		case x.addr == "":
+		ep := e.open[x.name]
+		if ep == nil && x.addr != "" {
+			conn, err := e.dial("passthrough:///"+x.addr, x.serverName)
+			if err == nil {
+				ep = newEndpoint(x.name, conn)
+				e.open[x.name] = ep
+			} else {
+				m.Gone = fmt.Sprintf("%s cannot be used as an address: %s", x.addr, err)
+				if e.lost[x.name] == nil {
+					e.log.Warn("endpoint cannot be used and counts as missing", "address", x.addr, "err", err)
+				}
+			}
+		}
+		if ep != nil {
+			m.Backend = ep
+		} else {
 			l := e.lost[x.name]
 			if l == nil {
 				l = &lost{}
 				e.lost[x.name] = l
 			}
-			l.set(x.gone)
+			l.set(m.Gone)
 			m.Backend = l
-		default:
-			ep := e.open[x.name]
-			if ep == nil {
-				conn, err := e.dial("passthrough:///"+x.addr, x.serverName)
-				if err != nil {
-					e.log.Error("endpoint cannot be used", "address", x.addr, "err", err)
-					continue
-				}
-				ep = newEndpoint(x.name, conn)
-				e.open[x.name] = ep
-			}
-			m.Backend = ep
 		}
 		members = append(members, m)
 	}

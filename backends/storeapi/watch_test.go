@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/fsnotify/fsnotify"
+
+	"github.com/promweave/promweave/sdk/backend"
 )
 
 // TestWatcherFiltersAndSettles: only changes of the files themselves count, and
@@ -249,4 +251,69 @@ func TestSameFailureSameText(t *testing.T) {
 	if a, b := text(40001), text(40002); a != b || !strings.Contains(a, "127.0.0.1:53") {
 		t.Errorf("%q and %q", a, b)
 	}
+}
+
+// TestNothingFoundIsLogged: a source that is there, and leads to nothing, is as
+// suspicious as one that fails.
+func TestNothingFoundIsLogged(t *testing.T) {
+	z := newZone(t)
+	dir := t.TempDir()
+	path, pattern := filepath.Join(dir, "t.yaml"), filepath.Join(dir, "*.json")
+	write(t, path, "[]")
+	var log logged
+	f, err := newFinder([]string{"dns+st.test:1", "127.0.0.1:1"}, []string{path, pattern}, time.Minute, newResolver(z.addr), log.logger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Unix(0, 0)
+	rounds := func(want ...string) {
+		t.Helper()
+		for range 5 {
+			f.round(t.Context(), now)
+		}
+		log.want(t, want...)
+	}
+	const nothing, again = "level=WARN msg=\"discovery finds nothing\" ", "level=INFO msg=\"discovery works again\" "
+	rounds(nothing+"pattern="+pattern, nothing+"file="+path, nothing+"name=dns+st.test:1")
+	write(t, path, "- targets: ['127.0.0.1:2']")
+	rounds(again + "file=" + path)
+	write(t, filepath.Join(dir, "a.json"), "- targets: ['127.0.0.1:3']")
+	rounds(again + "pattern=" + pattern)
+	z.set("st.test", "A", "127.0.0.9")
+	rounds(again + "name=dns+st.test:1")
+
+	write(t, path, "- targets: []")
+	z.set("st.test", "A")
+	rounds(nothing+"file="+path, nothing+"name=dns+st.test:1")
+	z.setBroken(true) // Another problem.
+	rounds("level=WARN msg=\"discovery fails")
+	z.setBroken(false)
+	rounds(nothing + "name=dns+st.test:1")
+	// Once for the file; the pattern has nothing to add.
+	if err := os.Remove(filepath.Join(dir, "a.json")); err != nil {
+		t.Fatal(err)
+	}
+	rounds("file=" + filepath.Join(dir, "a.json"))
+	now = now.Add(time.Hour)
+	rounds("is forgotten and not expected any more\" endpoint=127.0.0.1:2", "is forgotten and not expected any more\" endpoint=127.0.0.9:1")
+}
+
+// TestUnusableAddress: it counts as missing, and is logged once.
+func TestUnusableAddress(t *testing.T) {
+	var log logged
+	e, err := newEndpoints(Config{Addresses: []string{"%zz:1", "127.0.0.1:1"}, RefreshInterval: time.Hour}, log.logger(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	wantNames(t, e, "(%zz:1)", "127.0.0.1:1")
+	b := member(t, e, "%zz:1")
+	if _, err := b.Info(t.Context()); !errors.Is(err, backend.ErrUnavailable) {
+		t.Error(err)
+	}
+	e.refresh(t.Context())
+	if member(t, e, "%zz:1") != b {
+		t.Error("the member is another value after a refresh")
+	}
+	log.want(t, "address=%zz:1")
 }
