@@ -7,6 +7,7 @@
 package serve
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,8 +17,11 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"regexp"
 	"runtime"
 	"runtime/debug"
+	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -26,6 +30,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/prometheus/common/version"
 	"github.com/prometheus/exporter-toolkit/web"
+	"go.opentelemetry.io/otel"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
@@ -76,6 +81,9 @@ func Run(ctx context.Context, o Options) error {
 	}
 	logger, level := newLogger(cfg.Logging, o.Log)
 	logger.Info("starting Promweave", "version", o.Version, "revision", version.GetRevision(), "go", runtime.Version(), "config", o.ConfigFile)
+
+	// The only handler there is in OpenTelemetry is that of the whole process.
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { logger.Warn("OpenTelemetry", "part", "tracing", "err", err) }))
 
 	tr, err := newTracing(ctx, cfg.Tracing, o.Version)
 	if err != nil {
@@ -169,26 +177,55 @@ func (p *process) run(ctx context.Context, cfg config.Config) (err error) {
 		return nil
 	}, func(error) { stopped() })
 
-	add("membership", p.set.Run)
+	// The backends go last: what the servers are still answering needs them.
+	var servers sync.WaitGroup
+	g.Add(func() error {
+		ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		defer cancel()
+		go func() {
+			servers.Wait()
+			cancel()
+		}()
+		return p.set.Run(ctx)
+	}, func(error) {})
 	add("reload", p.reloadOnSignal)
 	if scraper != nil {
 		add("self-scrape", scraper.Run)
 	}
 	grace := func() time.Duration { return p.state.config().Query.Timeout }
+	servers.Add(1)
 	add("http", func(ctx context.Context) error {
+		defer servers.Done()
 		return serveHTTP(ctx, httpL, httpS, cfg.HTTP.WebConfigFile, grace, p.log)
 	})
 	if grpcL != nil {
-		add("grpc", func(ctx context.Context) error { return serveGRPC(ctx, grpcL, grpcS, grace) })
+		servers.Add(1)
+		add("grpc", func(ctx context.Context) error {
+			defer servers.Done()
+			return serveGRPC(ctx, grpcL, grpcS, grace)
+		})
+	}
+	a := Addresses{HTTP: httpL.Addr().String()}
+	if grpcL != nil {
+		a.GRPC = grpcL.Addr().String()
+	}
+	p.log.Info("listening", "http", a.HTTP, "grpc", cmp.Or(a.GRPC, "off"))
+	if p.o.ConfigFile == "" && cfg.HTTP.WebConfigFile == "" {
+		p.log.Info("there is no configuration file, only Promweave's own metrics are served; to try it, open "+
+			"http://"+reachable(httpL.Addr())+"/api/v1/query?query=up", "hint", "name a file by --config")
 	}
 	if p.o.Started != nil {
-		a := Addresses{HTTP: httpL.Addr().String()}
-		if grpcL != nil {
-			a.GRPC = grpcL.Addr().String()
-		}
 		p.o.Started(a)
 	}
 	return g.Run()
+}
+
+// reachable is where a browser on this machine finds what listens at a.
+func reachable(a net.Addr) string {
+	if t, ok := a.(*net.TCPAddr); ok && t.IP.IsUnspecified() {
+		return fmt.Sprintf("localhost:%d", t.Port)
+	}
+	return a.String()
 }
 
 func listen(key, addr string) (net.Listener, error) {
@@ -218,6 +255,7 @@ func (p *process) selfScraper(cfg config.Config, instance string) *scrape.Scrape
 }
 
 func (p *process) httpServer(cfg config.Config) (*http.Server, error) {
+	build, _ := debug.ReadBuildInfo()
 	api, err := httpapi.New(httpapi.Options{
 		Queries: p.query,
 		Metrics: promhttp.HandlerFor(p.metrics, promhttp.HandlerOpts{EnableOpenMetrics: true, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelWarn)}),
@@ -232,7 +270,7 @@ func (p *process) httpServer(cfg config.Config) (*http.Server, error) {
 		Config: func() string { return p.state.config().Redacted() },
 		Flags:  p.o.Flags,
 		BuildInfo: httpapi.BuildInfo{
-			Version: buildVersion(p.o.Version), Revision: version.GetRevision(), Branch: version.Branch,
+			Version: buildVersion(p.o.Version, build), Revision: version.GetRevision(), Branch: version.Branch,
 			BuildUser: version.BuildUser, BuildDate: version.BuildDate, GoVersion: runtime.Version(),
 		},
 		RuntimeInfo: p.runtimeInfo,
@@ -245,18 +283,56 @@ func (p *process) httpServer(cfg config.Config) (*http.Server, error) {
 	return &http.Server{
 		Handler:           p.tracing.http(api),
 		ReadHeaderTimeout: 10 * time.Second,
-		IdleTimeout:       2 * time.Minute,
-		ErrorLog:          slog.NewLogLogger(p.log.With("part", "http").Handler(), slog.LevelDebug),
+		// A client that does not send its request, or does not read its answer, goes.
+		ReadTimeout:  time.Minute,
+		WriteTimeout: cfg.Query.Timeout + 2*time.Minute,
+		IdleTimeout:  2 * time.Minute,
+		ErrorLog:     slog.NewLogLogger(p.log.With("part", "http").Handler(), slog.LevelDebug),
 	}, nil
 }
 
-// buildVersion is what clients compare with versions of Prometheus: they cannot
-// read a word.
-func buildVersion(v string) string {
-	if v == "" || v == "devel" {
-		return "0.0.0-devel"
+// prometheusVersion is that of the Prometheus whose API is served, for a build that
+// does not tell its modules.
+const prometheusVersion = "3.9.1"
+
+// modulePath and moduleVersion are how Prometheus is released as a Go module: 3.9.1
+// is v0.309.1, see RELEASE.md of Prometheus.
+const modulePath = "github.com/prometheus/prometheus"
+
+var moduleVersion = regexp.MustCompile(`^v0\.([1-9])(\d\d)\.(\d+)$`)
+
+// buildVersion is what clients compare with versions of Prometheus, to know what
+// they may ask: the version of Prometheus whose API is served, with our own as
+// metadata, which does not take part in comparisons (semver.org, 10).
+func buildVersion(own string, info *debug.BuildInfo) string {
+	prom := prometheusVersion
+	if info != nil {
+		for _, m := range info.Deps {
+			if m.Path == modulePath {
+				if m.Replace != nil {
+					m = m.Replace
+				}
+				prom = cmp.Or(fromModule(m.Version), prom)
+			}
+		}
 	}
-	return v
+	own = strings.Map(func(r rune) rune {
+		if r == '.' || r == '-' || r >= '0' && r <= '9' || r >= 'A' && r <= 'Z' || r >= 'a' && r <= 'z' {
+			return r
+		}
+		return '-'
+	}, strings.TrimPrefix(own, "v"))
+	return prom + "+promweave." + cmp.Or(own, "devel")
+}
+
+// fromModule is the version of Prometheus that a version of its module stands for,
+// "" if it stands for none.
+func fromModule(v string) string {
+	m := moduleVersion.FindStringSubmatch(v)
+	if m == nil {
+		return ""
+	}
+	return m[1] + "." + strings.TrimPrefix(m[2], "0") + "." + m[3]
 }
 
 func (p *process) runtimeInfo() httpapi.RuntimeInfo {

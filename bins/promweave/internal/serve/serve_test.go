@@ -21,12 +21,15 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"go.opentelemetry.io/otel"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
@@ -157,7 +160,12 @@ func TestServe(t *testing.T) {
 	s.eventually("/api/v1/query?query=up", `"job":"promweave"`)
 	s.eventually("/api/v1/metadata?metric=promweave_build_info", `"gauge"`)
 	s.eventually("/api/v1/status/config", "retention: 15d")
-	s.eventually("/api/v1/status/buildinfo", `"version":"0.0.0-devel"`)
+	s.eventually("/api/v1/status/buildinfo", `"version":"3.9.1+promweave.devel"`)
+	for _, want := range []string{"http=" + s.addr.HTTP, "grpc=" + s.addr.GRPC, "http://" + s.addr.HTTP + "/api/v1/query?query=up"} {
+		if !strings.Contains(s.log.String(), want) {
+			t.Errorf("the log lacks %s:\n%s", want, s.log)
+		}
+	}
 
 	opts, err := storeapi.DialOptions(storeapi.DialConfig{})
 	if err != nil {
@@ -228,7 +236,7 @@ func TestReload(t *testing.T) {
 
 	// So does one that reads well but cannot be put in force.
 	broken := first
-	broken.Backends = append(broken.Backends[:1:1], config.Backend{Name: "gone", Kind: "tsdb", TSDB: &config.TSDB{Path: filepath.Join(t.TempDir(), "none"), ReadOnly: true}})
+	broken.Backends = append(broken.Backends[:1:1], config.Backend{Name: "gone", Kind: "tsdb", TSDB: &config.TSDB{Path: filepath.Join(t.TempDir(), "none"), ReadOnly: true}, Required: true})
 	set(broken, nil)
 	if code, body := s.do("POST", "/-/reload"); code != 500 || !strings.Contains(body, "backend gone") {
 		t.Errorf("reload with a missing directory: %d %s", code, body)
@@ -406,9 +414,66 @@ func TestTLS(t *testing.T) {
 // TestTracingEndpointMayBeDown: traces are a matter of their own.
 func TestTracingEndpointMayBeDown(t *testing.T) {
 	cfg := testConfig(t)
+	cfg.GRPC.Listen = ""
 	cfg.Tracing = config.Tracing{Endpoint: "127.0.0.1:1", Insecure: true, SampleRatio: 1}
-	s := start(t, Options{Load: func() (config.Config, error) { return cfg, nil }}, "http", plainClient())
+	s := start(t, Options{ConfigFile: "p.yaml", Load: func() (config.Config, error) { return cfg, nil }}, "http", plainClient())
 	s.eventually("/api/v1/query?query=1%2B1", `"2"]`)
+	// What OpenTelemetry has to say comes in the log and nowhere else.
+	otel.Handle(errors.New("no receiver"))
+	if !strings.Contains(s.log.String(), `part=tracing err="no receiver"`) {
+		t.Errorf("an error of OpenTelemetry is not in the log:\n%s", s.log)
+	}
+	// A configuration file needs no hint that there is none; addresses are logged.
+	if log := s.log.String(); strings.Contains(log, "query?query=up") || !strings.Contains(log, "grpc=off") {
+		t.Errorf("log:\n%s", log)
+	}
+}
+
+// TestBuildVersion: it follows the module, and go.mod agrees with what is said
+// where the module is not known.
+func TestBuildVersion(t *testing.T) {
+	mod, err := os.ReadFile("../../../../go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := regexp.MustCompile(`(?m)^\s*github\.com/prometheus/prometheus (\S+)$`).FindSubmatch(mod)
+	if m == nil {
+		t.Fatal("go.mod does not name Prometheus")
+	}
+	if got := fromModule(string(m[1])); got != prometheusVersion {
+		t.Errorf("go.mod has %s, which is Prometheus %q, not %s", m[1], got, prometheusVersion)
+	}
+	dep := func(path, v string) *debug.BuildInfo {
+		return &debug.BuildInfo{Deps: []*debug.Module{{Path: path, Version: v}}}
+	}
+	for _, tc := range []struct {
+		own, want string
+		info      *debug.BuildInfo
+	}{
+		{"devel", prometheusVersion + "+promweave.devel", nil},
+		{"", prometheusVersion + "+promweave.devel", &debug.BuildInfo{}},
+		{"v1.2.3", "3.11.2+promweave.1.2.3", dep(modulePath, "v0.311.2")},
+		{"1.2.3+dirty", "3.0.0+promweave.1.2.3-dirty", dep(modulePath, "v0.300.0")},
+		{"1", prometheusVersion + "+promweave.1", dep(modulePath, "v0.0.0-20250101000000-abcdef123456")},
+		{"1", prometheusVersion + "+promweave.1", dep("example.org/other", "v0.311.2")},
+		{"1", "3.12.0+promweave.1", &debug.BuildInfo{Deps: []*debug.Module{{Path: modulePath, Version: "v0.311.2",
+			Replace: &debug.Module{Path: "example.org/fork", Version: "v0.312.0"}}}}},
+	} {
+		if got := buildVersion(tc.own, tc.info); got != tc.want {
+			t.Errorf("version of %q is %s, want %s", tc.own, got, tc.want)
+		}
+	}
+}
+
+func TestReachable(t *testing.T) {
+	for in, want := range map[*net.TCPAddr]string{
+		{IP: net.IPv4zero, Port: 1}: "localhost:1", {IP: net.IPv6unspecified, Port: 1}: "localhost:1",
+		{IP: net.IPv6loopback, Port: 1}: "[::1]:1", {IP: net.IPv4(10, 0, 0, 1), Port: 1}: "10.0.0.1:1",
+	} {
+		if got := reachable(in); got != want {
+			t.Errorf("%s is %s, want %s", in, got, want)
+		}
+	}
 }
 
 type authority struct {

@@ -163,7 +163,7 @@ func (s *stores) openOne(bc config.Backend) (*store, error) {
 	case bc.TSDB != nil:
 		c := tsdb.Config{Path: bc.TSDB.Path, ExternalLabels: labels.FromMap(bc.ExternalLabels), Retention: bc.TSDB.Retention}
 		if bc.TSDB.ReadOnly {
-			st.b, err = openTSDB(tsdb.Open(c, log, reg))
+			st.b, err = openReadOnly(bc.Required, func() (*tsdb.Backend, error) { return tsdb.Open(c, log, reg) })
 		} else {
 			st.b, err = openTSDB(tsdb.OpenWritable(c, log, reg))
 		}
