@@ -1,0 +1,167 @@
+// Copyright The Promweave Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package serve
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/promweave/promweave/backends/tsdb"
+	"github.com/promweave/promweave/bins/promweave/internal/config"
+	"github.com/promweave/promweave/sdk/backend"
+)
+
+func readOnly(path string, required bool) config.Backend {
+	return config.Backend{Name: "later", Kind: "tsdb", TSDB: &config.TSDB{Path: path, ReadOnly: true}, Required: required}
+}
+
+// TestMissingDirectory: a database that is not there yet stops neither a start nor
+// a reload, unless it is required; its absence is known.
+func TestMissingDirectory(t *testing.T) {
+	cfg := testConfig(t)
+	dir := filepath.Join(t.TempDir(), "none")
+	cfg.Backends = append(cfg.Backends, readOnly(dir, false))
+	loaded := make(chan config.Config, 1)
+	loaded <- cfg
+	s := start(t, Options{Load: func() (config.Config, error) { return <-loaded, nil }}, "http", plainClient())
+	s.eventually("/metrics", `promweave_backend_healthy{backend="later",kind="tsdb"} 0`)
+	s.eventually("/api/v1/stores", dir+": no such file")
+	s.eventually("/api/v1/query?query=up", `"warnings":[`)
+	s.eventually("/api/v1/query?query=up", "later")
+
+	// A reload leaves it, takes it out and puts one in.
+	cfg.Query.LookbackDelta = time.Minute
+	loaded <- cfg
+	if code, body := s.do("POST", "/-/reload"); code != 200 {
+		t.Errorf("reload: %d %s", code, body)
+	}
+	without := cfg
+	without.Backends = cfg.Backends[:1]
+	loaded <- without
+	if code, body := s.do("POST", "/-/reload"); code != 200 {
+		t.Errorf("reload without it: %d %s", code, body)
+	}
+	loaded <- cfg
+	if code, body := s.do("POST", "/-/reload"); code != 200 {
+		t.Errorf("reload with it: %d %s", code, body)
+	}
+	s.eventually("/api/v1/stores", dir+": no such file")
+
+	cfg = testConfig(t)
+	cfg.Backends = append(cfg.Backends, readOnly(dir, true))
+	err := Run(t.Context(), Options{Load: func() (config.Config, error) { return cfg, nil }, Log: io.Discard})
+	if err == nil || !strings.Contains(err.Error(), "backend later") {
+		t.Errorf("start without a required directory: %v", err)
+	}
+	// A file that the configuration names is part of it.
+	cfg.Backends[1] = config.Backend{Name: "s", Kind: "storeapi", StoreAPI: &config.StoreAPI{
+		Address: "127.0.0.1:1", Compression: "none", TLS: config.ClientTLS{Enabled: true, CA: filepath.Join(dir, "ca.pem")},
+	}}
+	err = Run(t.Context(), Options{Load: func() (config.Config, error) { return cfg, nil }, Log: io.Discard})
+	if err == nil || !strings.Contains(err.Error(), "ca.pem") {
+		t.Errorf("start without a CA: %v", err)
+	}
+}
+
+// TestLateOpens: the first Info after the directory is there opens it.
+func TestLateOpens(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	reg := prometheus.NewRegistry()
+	b, err := openReadOnly(false, func() (*tsdb.Backend, error) { return tsdb.Open(tsdb.Config{Path: dir}, nil, reg) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := func() error {
+		_, err1 := b.LabelNames(t.Context(), &backend.LabelNamesRequest{})
+		_, err2 := b.LabelValues(t.Context(), &backend.LabelValuesRequest{Name: "a"})
+		_, _, err3 := b.(backend.StatisticsBackend).Statistics(t.Context(), 1)
+		var err4 error
+		for _, err := range b.Series(t.Context(), &backend.SeriesRequest{}) {
+			err4 = err
+		}
+		for _, err := range []error{err1, err2, err3, err4} {
+			if (err == nil) != (err1 == nil) || err != nil && !errors.Is(err, backend.ErrUnavailable) {
+				t.Errorf("the calls differ: %v, %v, %v, %v", err1, err2, err3, err4)
+			}
+		}
+		return err1
+	}
+	for range 2 {
+		if _, err := b.Info(t.Context()); !errors.Is(err, backend.ErrUnavailable) || !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("info without a directory: %v", err)
+		}
+		if err := all(); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("calls without a directory: %v", err)
+		}
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "wal"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := b.Info(t.Context()); err != nil || !info.Capabilities.Statistics || info.Capabilities.Exemplars || info.Capabilities.Metadata {
+		t.Errorf("info with a directory: %+v, %v", info, err)
+	}
+	if err := all(); err != nil {
+		t.Errorf("calls with a directory: %v", err)
+	}
+	if ms, err := reg.Gather(); err != nil || len(ms) == 0 {
+		t.Errorf("%d metrics once it is open (%v)", len(ms), err)
+	}
+	if err := b.(backend.Closer).Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := b.Info(t.Context()); err == nil || errors.Is(err, os.ErrNotExist) {
+		t.Errorf("info after the end: %v", err)
+	}
+}
+
+// TestLateIsSlow: Info does not wait longer than it may, one try runs at a time,
+// and what a try opens after the end is closed.
+func TestLateIsSlow(t *testing.T) {
+	dir := t.TempDir()
+	for _, closeFirst := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			tries, opened := 0, (*tsdb.Backend)(nil)
+			l := &late{err: os.ErrNotExist, open: func() (*tsdb.Backend, error) {
+				tries++
+				time.Sleep(time.Minute)
+				var err error
+				opened, err = tsdb.Open(tsdb.Config{Path: dir}, nil, nil)
+				return opened, err
+			}}
+			for range 3 {
+				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+				if _, err := l.Info(ctx); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, backend.ErrUnavailable) {
+					t.Errorf("info while it is being opened: %v", err)
+				}
+				cancel()
+			}
+			if closeFirst {
+				if err := l.Close(); err != nil {
+					t.Error(err)
+				}
+			}
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			_, err := l.Info(t.Context())
+			if tries != 1 || (err == nil) == closeFirst {
+				t.Errorf("closed first: %v, tries: %d, info: %v", closeFirst, tries, err)
+			}
+			if err := l.Close(); err != nil {
+				t.Error(err)
+			}
+			if _, err := opened.Info(t.Context()); err == nil {
+				t.Error("what was opened is open at the end")
+			}
+		})
+	}
+}
