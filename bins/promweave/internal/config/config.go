@@ -50,6 +50,8 @@ type Config struct {
 type HTTP struct {
 	Listen        string `koanf:"listen" doc:"address of the HTTP API, metrics and health checks; port 0 picks a free one"`
 	WebConfigFile string `koanf:"web_config_file" path:"yes" doc:"TLS and basic authentication of the HTTP server, in the web configuration format of Prometheus"`
+	// IgnoreUnknownParameters is what other servers of this API do.
+	IgnoreUnknownParameters bool `koanf:"ignore_unknown_parameters" doc:"accept requests with URL parameters that are not known, instead of refusing them with status 400"`
 }
 
 // GRPC configures the gRPC server: StoreAPI, Info and Query API.

@@ -79,6 +79,7 @@ func (p *process) reload(by string) error {
 	}{
 		{"http.listen", old.HTTP.Listen, cfg.HTTP.Listen},
 		{"http.web_config_file", old.HTTP.WebConfigFile, cfg.HTTP.WebConfigFile},
+		{"http.ignore_unknown_parameters", old.HTTP.IgnoreUnknownParameters, cfg.HTTP.IgnoreUnknownParameters},
 		{"grpc", old.GRPC, cfg.GRPC},
 		{"logging.format", old.Logging.Format, cfg.Logging.Format},
 		{"tracing", old.Tracing, cfg.Tracing},

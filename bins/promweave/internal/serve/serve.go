@@ -273,9 +273,10 @@ func (p *process) httpServer(cfg config.Config) (*http.Server, error) {
 			Version: buildVersion(p.o.Version, build), Revision: version.GetRevision(), Branch: version.Branch,
 			BuildUser: version.BuildUser, BuildDate: version.BuildDate, GoVersion: runtime.Version(),
 		},
-		RuntimeInfo: p.runtimeInfo,
-		Profiling:   true,
-		Logger:      p.log.With("part", "http"),
+		RuntimeInfo:             p.runtimeInfo,
+		Profiling:               true,
+		Logger:                  p.log.With("part", "http"),
+		IgnoreUnknownParameters: cfg.HTTP.IgnoreUnknownParameters,
 	})
 	if err != nil {
 		return nil, err

@@ -429,6 +429,22 @@ func TestTracingEndpointMayBeDown(t *testing.T) {
 	}
 }
 
+// TestUnknownParameters: they are refused unless the configuration says otherwise.
+func TestUnknownParameters(t *testing.T) {
+	for ignore, want := range map[bool]int{false: 400, true: 200} {
+		cfg := testConfig(t)
+		cfg.HTTP.IgnoreUnknownParameters = ignore
+		s := start(t, Options{Load: func() (config.Config, error) { return cfg, nil }}, "http", plainClient())
+		s.eventually("/-/ready", "ready.")
+		if code, body := s.do("GET", "/api/v1/query?query=1&tiem=5"); code != want {
+			t.Errorf("http.ignore_unknown_parameters %v: %d %s", ignore, code, body)
+		}
+		if code, body := s.do("GET", "/api/v1/query?query=1&_=5"); code != 200 {
+			t.Errorf("an underscore, http.ignore_unknown_parameters %v: %d %s", ignore, code, body)
+		}
+	}
+}
+
 // TestBuildVersion: it follows the module, and go.mod agrees with what is said
 // where the module is not known.
 func TestBuildVersion(t *testing.T) {
