@@ -253,7 +253,7 @@ Try:
 
 Stop both replicas of a cluster, ask again, and see a partial answer (exit code 3):
   %[1]s demo stop%[2]s eu1-a && %[1]s demo stop%[2]s eu1-b
-With one of them stopped, the other covers for it. This brings it back:
+With one of them stopped, the other covers for it. This brings it back within a few seconds:
   %[1]s demo start%[2]s eu1-a
 
 Ctrl-C ends the demo.
