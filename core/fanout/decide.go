@@ -26,15 +26,26 @@ type Question struct {
 // Whether it could hold data is judged before whether it can be reached: a store
 // that is down, but has nothing to say, makes no answer partial.
 func Decide(m *membership.Member, q Question) (report.RowState, report.Reason, string) {
+	return (&decider{Question: q}).decide(m)
+}
+
+// decider decides about many members. A store that is ruled out should cost next
+// to nothing, so that texts are made once for all of which they are true.
+type decider struct {
+	Question
+	texts map[*labels.Matcher]string
+	asked string
+}
+
+func (q *decider) decide(m *membership.Member) (report.RowState, report.Reason, string) {
 	if !storeMatches(m, q.StoreMatch) {
 		return report.RowPruned, report.ReasonStoreMatch, "no storeMatch[] selector holds on " + m.Address
 	}
 	if q.MaxTime < m.Info.MinTime || q.MinTime > m.Info.MaxTime {
-		return report.RowPruned, report.ReasonTimeRange, fmt.Sprintf("asked for %s to %s, it has %s to %s",
-			formatTime(q.MinTime), formatTime(q.MaxTime), formatTime(m.Info.MinTime), formatTime(m.Info.MaxTime))
+		return report.RowPruned, report.ReasonTimeRange, q.askedFor() + formatTime(m.Info.MinTime) + " to " + formatTime(m.Info.MaxTime)
 	}
 	if bad := contradiction(m.Info.LabelSets, q.Matchers); bad != nil {
-		return report.RowPruned, report.ReasonExternalLabels, fmt.Sprintf("none of its external label sets meets %s", bad)
+		return report.RowPruned, report.ReasonExternalLabels, q.unmet(bad)
 	}
 	switch {
 	case m.Gone != "":
@@ -47,6 +58,25 @@ func Decide(m *membership.Member, q Question) (report.RowState, report.Reason, s
 		return report.RowSkipped, report.ReasonUnhealthy, m.LastError
 	}
 	return report.RowWouldAsk, "", ""
+}
+
+func (q *decider) unmet(m *labels.Matcher) string {
+	text, ok := q.texts[m]
+	if !ok {
+		text = "none of its external label sets meets " + m.String()
+		if q.texts == nil {
+			q.texts = map[*labels.Matcher]string{}
+		}
+		q.texts[m] = text
+	}
+	return text
+}
+
+func (q *decider) askedFor() string {
+	if q.asked == "" {
+		q.asked = fmt.Sprintf("asked for %s to %s, it has ", formatTime(q.MinTime), formatTime(q.MaxTime))
+	}
+	return q.asked
 }
 
 func formatTime(ms int64) string {

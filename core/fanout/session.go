@@ -95,7 +95,7 @@ type ask struct {
 	s     *Session
 	m     *membership.Member
 	row   *report.Row
-	q     Question
+	q     *Question
 	begun time.Time
 	err   error
 	// over: nobody listens any more. A backend that hangs and comes back late must
@@ -110,13 +110,17 @@ var errOver = errors.New("came too late")
 // the answer cannot become what is wanted.
 func (s *Session) plan(q Question, sel *report.Select) ([]*ask, error) {
 	q.StoreMatch = s.StoreMatch
-	all := make([]*ask, len(s.View.Members))
-	sel.Backends = make([]*report.Row, len(all))
+	n := len(s.View.Members)
+	all, asks, rows := make([]*ask, n), make([]ask, n), make([]report.Row, n)
+	sel.Backends = make([]*report.Row, n)
+	d := decider{Question: q}
 	for i, m := range s.View.Members {
-		row := &report.Row{Backend: m.Name, Kind: m.Kind, Required: m.Required, LabelSets: m.Info.LabelSets, MinTime: m.Info.MinTime, MaxTime: m.Info.MaxTime}
-		row.State, row.Reason, row.Detail = Decide(m, q)
-		all[i] = &ask{s: s, m: m, row: row, q: q}
-		sel.Backends[i] = row
+		row := &rows[i]
+		row.Backend, row.Kind, row.Required = m.Name, m.Kind, m.Required
+		row.LabelSets, row.MinTime, row.MaxTime = m.Info.LabelSets, m.Info.MinTime, m.Info.MaxTime
+		row.State, row.Reason, row.Detail = d.decide(m)
+		asks[i] = ask{s: s, m: m, row: row, q: &d.Question}
+		all[i], sel.Backends[i] = &asks[i], row
 	}
 	s.mu.Lock()
 	s.selects = append(s.selects, sel)

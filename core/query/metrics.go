@@ -29,7 +29,7 @@ func newMetrics(reg prometheus.Registerer, s *Service) (*metrics, error) {
 			Buckets: []float64{.001, .005, .01, .05, .1, .5, 1, 5, 10, 60},
 		}, []string{"kind"}),
 		backends: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "promweave_backend_selections_total", Help: "Selections by backend and by what became of them.",
+			Name: "promweave_backend_selections_total", Help: "Selections that concerned a backend, by what became of them.",
 		}, []string{"backend", "state"}),
 		series: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "promweave_backend_series_total", Help: "Series received from a backend.",
@@ -67,6 +67,9 @@ func (m *metrics) done(r *report.Report) {
 	m.seconds.WithLabelValues(r.Kind).Observe(r.Seconds)
 	for _, sel := range r.Selects {
 		for _, row := range sel.Backends {
+			if row.State == report.RowPruned {
+				continue // not asked, and rightly so
+			}
 			m.backends.WithLabelValues(row.Backend, string(row.State)).Inc()
 			if row.Series > 0 {
 				m.series.WithLabelValues(row.Backend).Add(float64(row.Series))

@@ -402,3 +402,19 @@ func BenchmarkRatioGrowth(b *testing.B) {
 		timed(b, ours(b, "", stores(3, 2000, 0)...), expr), "x-997-pruned")
 	b.ReportMetric(0, "ns/op")
 }
+
+// BenchmarkPruned is for profiles of what a pruned backend costs.
+func BenchmarkPruned(b *testing.B) {
+	times := []int64{end.Add(-2 * time.Minute).UnixMilli(), end.Add(-90 * time.Second).UnixMilli()}
+	var entries []membership.Entry
+	for i := range 1000 {
+		name := fmt.Sprintf("s%04d", i)
+		entries = append(entries, membership.Entry{Spec: membership.Spec{Name: name, Kind: "memory"}, Backend: newMemory(labels.FromStrings("store", name), 10, times)})
+	}
+	s := ours(b, "", entries...)
+	for b.Loop() {
+		if _, err := s(context.Background(), testQuery{expr: `count({store="s0000"})`}, end.Add(-time.Minute)); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
