@@ -9,9 +9,9 @@ package backend
 type Group interface {
 	Backend
 	// Members are the stores that are expected now, in a stable order. A store
-	// that was configured, or once seen and not deliberately removed, stays in the
-	// list when it cannot be found any more, so that it counts as missing and not
-	// as absent. The same store MUST be the same Backend value from call to call.
+	// that was configured stays in the list when it cannot be found any more, and
+	// one that was found stays at least for some minutes, so that it counts as
+	// missing and not as absent. The same store MUST be the same Backend value from call to call.
 	// A Group closes its members.
 	Members() []Member
 }
