@@ -145,6 +145,9 @@ type request struct {
 	mu      sync.Mutex
 }
 
+// releaseAfter is how long after a request's deadline its backends stay open.
+const releaseAfter = 5 * time.Second
+
 // begin waits for a slot and sets everything up. end must be called.
 func (s *Service) begin(ctx context.Context, kind string, o Options) (context.Context, *request, error) {
 	timeout := s.cfg.Timeout
@@ -181,8 +184,12 @@ func (s *Service) begin(ctx context.Context, kind string, o Options) (context.Co
 	// A client that does not read what it asked for holds up whoever writes to it,
 	// but a slot, memory and backends no longer than the request may take.
 	context.AfterFunc(ctx, func() {
+		if !errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
+			return // end comes by itself
+		}
 		r.limits.End()
-		r.view.Release()
+		// Calls that heed their context are back by then, and a backend may be closed.
+		time.AfterFunc(releaseAfter, r.view.Release)
 	})
 	fo := fanout.Options{View: r.view, Limits: r.limits, Partial: o.PartialResponse, StoreMatch: o.StoreMatch, Tracer: s.cfg.Tracer}
 	if o.Dedup {
