@@ -221,7 +221,7 @@ func TestFaults(t *testing.T) {
 	broken.Wrap = func(context.Context, iter.Seq2[*backend.Batch, error]) iter.Seq2[*backend.Batch, error] {
 		return backend.Fail(errors.New("no disk"))
 	}
-	c := serve(t, query.Config{Limits: limits.Config{Series: 2}}, entry("a", gauge("a", 1)), entry("broken", broken), entry("many", gauge("z", 9)))
+	c := serve(t, query.Config{Limits: limits.NewProcess(limits.Config{Series: 2})}, entry("a", gauge("a", 1)), entry("broken", broken), entry("many", gauge("z", 9)))
 	only := func(name string) []*storepb.StoreMatchers {
 		return []*storepb.StoreMatchers{{LabelMatchers: []*storepb.LabelMatcher{{Name: "__address__", Type: storepb.LabelMatcher_RE, Value: name}}}}
 	}

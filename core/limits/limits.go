@@ -63,6 +63,9 @@ func NewProcess(cfg Config) *Process {
 	return p
 }
 
+// Config is what NewProcess was given.
+func (p *Process) Config() Config { return p.cfg }
+
 // Bytes is what all queries hold just now.
 func (p *Process) Bytes() int64 { return p.bytes.Load() }
 

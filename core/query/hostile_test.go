@@ -132,7 +132,7 @@ func TestCoverNeedsTheRange(t *testing.T) {
 // TestClientThatDoesNotRead holds a slot no longer than its request may take.
 func TestClientThatDoesNotRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, _ := serve(t, query.Config{Timeout: 2 * time.Minute, Limits: limits.Config{Concurrent: 1}},
+		s, _ := serve(t, query.Config{Timeout: 2 * time.Minute, Limits: limits.NewProcess(limits.Config{Concurrent: 1})},
 			spec("one", fakestore.Holding(labels.EmptyLabels(), gauge(1, "__name__", "c"))))
 		res, err := s.Read(t.Context(), &query.ReadRequest{MaxTime: 1e6, Options: s.DefaultOptions()})
 		if err != nil {

@@ -48,7 +48,9 @@ type Config struct {
 	MaxPoints int
 	// MaxSamples bounds the samples that the engine holds at a time [50,000,000].
 	MaxSamples int
-	Limits     limits.Config
+	// Limits are those of the process; nil is none. Services that follow each other
+	// in one process share them, so that requests still running are counted.
+	Limits     *limits.Process
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 	// Tracer makes one span per backend asked; nil makes none.
@@ -104,7 +106,10 @@ func New(set *membership.Set, cfg Config) (*Service, error) {
 			return time.Minute.Milliseconds()
 		},
 	}
-	s := &Service{cfg: cfg, set: set, limits: limits.NewProcess(cfg.Limits)}
+	s := &Service{cfg: cfg, set: set, limits: cfg.Limits}
+	if s.limits == nil {
+		s.limits = limits.NewProcess(limits.Config{})
+	}
 	var err error
 	if s.metrics, err = newMetrics(cfg.Registerer, s); err != nil {
 		return nil, err

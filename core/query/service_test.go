@@ -133,7 +133,7 @@ func TestErrorKinds(t *testing.T) {
 		t.Run(engine, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				slow := fakestore.Holding(labels.EmptyLabels(), gauge(1, "__name__", "up"))
-				s, _ := serve(t, query.Config{Timeout: time.Minute, Limits: limits.Config{Samples: 50}}, spec("a", slow))
+				s, _ := serve(t, query.Config{Timeout: time.Minute, Limits: limits.NewProcess(limits.Config{Samples: 50})}, spec("a", slow))
 				o := s.DefaultOptions()
 				o.Engine = engine
 				run := func(q string, change func(*query.Request)) error {
@@ -469,7 +469,7 @@ func TestConcurrencyGate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		slow := fakestore.Holding(labels.EmptyLabels(), gauge(1, "__name__", "up"))
 		slow.Wrap = func(_ context.Context, seq fakestore.Seq) fakestore.Seq { time.Sleep(10 * time.Second); return seq }
-		s, _ := serve(t, query.Config{Limits: limits.Config{Concurrent: 1}}, spec("a", slow))
+		s, _ := serve(t, query.Config{Limits: limits.NewProcess(limits.Config{Concurrent: 1})}, spec("a", slow))
 		o := s.DefaultOptions()
 		begin := time.Now()
 		done := make(chan error, 2)

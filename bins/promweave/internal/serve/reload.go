@@ -122,6 +122,9 @@ func (p *process) apply(old config.Config) (config.Config, error) {
 // replaces it; requests that run stay with the one that they began with.
 type current struct {
 	p atomic.Pointer[query.Service]
+	// limits go on counting running requests over a reload that leaves them as they
+	// are. Only use touches it, which reloads call one at a time.
+	limits *limits.Process
 }
 
 var _ httpapi.Queries = (*current)(nil)
@@ -136,17 +139,21 @@ func (c *current) use(cfg config.Query, set *membership.Set, log *slog.Logger, m
 	if samples == 0 {
 		samples = math.MaxInt // 0 would be the engine's own default
 	}
+	bounds := limits.Config{
+		Series: cfg.Limits.Series, Samples: cfg.Limits.Samples, Bytes: int64(cfg.Limits.Bytes),
+		ProcessBytes: int64(cfg.Limits.ProcessBytes), Concurrent: cfg.MaxConcurrent,
+	}
+	if c.limits == nil || c.limits.Config() != bounds {
+		c.limits = limits.NewProcess(bounds)
+	}
 	reg := prometheus.NewRegistry()
 	s, err := query.New(set, query.Config{
 		Engine: cfg.Engine, Timeout: cfg.Timeout, LookbackDelta: cfg.LookbackDelta,
 		ReplicaLabels: replicas, Dedup: algorithm,
 		AutoDownsampling: cfg.AutoDownsampling, NoPartial: !cfg.PartialResponse,
 		MaxSamples: samples,
-		Limits: limits.Config{
-			Series: cfg.Limits.Series, Samples: cfg.Limits.Samples, Bytes: int64(cfg.Limits.Bytes),
-			ProcessBytes: int64(cfg.Limits.ProcessBytes), Concurrent: cfg.MaxConcurrent,
-		},
-		Logger: log.With("part", "query"), Registerer: reg, Tracer: t.tracer(),
+		Limits:     c.limits,
+		Logger:     log.With("part", "query"), Registerer: reg, Tracer: t.tracer(),
 	})
 	if err != nil {
 		return err
