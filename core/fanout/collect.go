@@ -28,8 +28,16 @@ type Series struct {
 
 // Replica is what one replica has of a series, from whichever backends.
 type Replica struct {
+	// Key is the values of the replica labels, in the order of the labels, with a
+	// byte 0xff behind each; empty without replica labels.
+	Key string
 	// Chunks are sorted by samples.Sort.
 	Chunks []samples.Chunk
+}
+
+// Name is the values of the replica labels, for people.
+func (r *Replica) Name() string {
+	return strings.ReplaceAll(strings.TrimSuffix(r.Key, "\xff"), "\xff", ",")
 }
 
 // Selection is what a Collect gathered.
@@ -316,7 +324,7 @@ func group(runs []run, sel *report.Select) []Series {
 		if mixed || !slices.IsSortedFunc(cs, compareTimes) {
 			cs = samples.Sort(cs)
 		}
-		replicas = append(replicas, Replica{Chunks: cs})
+		replicas = append(replicas, Replica{Key: key, Chunks: cs})
 		first = len(slab)
 		mixed = false
 	}

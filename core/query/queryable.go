@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/prometheus/model/labels"
@@ -99,6 +100,9 @@ func (q *querier) Select(ctx context.Context, _ bool, hints *storage.SelectHints
 		o:         samples.Options{MinTime: req.MinTime, MaxTime: req.MaxTime, Func: req.Hints.Func},
 		algorithm: o.Algorithm, counter: dedup.Counter(req.Hints.Func),
 	}
+	q.r.mu.Lock()
+	q.r.sets = append(q.r.sets, selected{set, sel})
+	q.r.mu.Unlock()
 	ctx, cancel := context.WithCancel(ctx)
 	q.mu.Lock()
 	q.cancels = append(q.cancels, cancel)
@@ -120,9 +124,26 @@ func (q *querier) Select(ctx context.Context, _ bool, hints *storage.SelectHints
 		if o.Shard != nil {
 			set.series = inShard(o.Shard, set.series)
 		}
+		set.observe()
 		q.r.collected()
 	})
 	return set
+}
+
+// selected is a selection and its row in the report.
+type selected struct {
+	set *seriesSet
+	row *report.Select
+}
+
+// evaluated notes what deduplication did, once an engine is done.
+func (r *request) evaluated() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range r.sets {
+		s.set.effect(&s.row.Dedup)
+	}
+	r.sets = nil
 }
 
 // collected notes when the last selection had its series.
@@ -183,6 +204,50 @@ type seriesSet struct {
 	o         samples.Options
 	algorithm dedup.Algorithm
 	counter   bool
+
+	// effects has an entry per series, if any has several replicas; the first
+	// iteration of a series claims it.
+	effects []effect
+}
+
+type effect struct {
+	claimed atomic.Bool
+	dedup.Effect
+}
+
+// observe makes room for what deduplication does to the series.
+func (s *seriesSet) observe() {
+	n, several := 0, false
+	for i := range s.series {
+		n += len(s.series[i].Replicas)
+		several = several || len(s.series[i].Replicas) > 1
+	}
+	if !several {
+		return
+	}
+	s.effects = make([]effect, len(s.series))
+	counts := make([]int, n)
+	for i := range s.effects {
+		k := len(s.series[i].Replicas)
+		s.effects[i].Samples, counts = counts[:0:k], counts[k:]
+	}
+}
+
+// effect adds up what deduplication did, once nobody iterates any more.
+func (s *seriesSet) effect(into *report.Dedup) {
+	for i := range s.effects {
+		e := &s.effects[i]
+		if len(s.series[i].Replicas) < 2 || !e.claimed.Load() {
+			continue
+		}
+		into.Switches += int64(e.Switches)
+		for k, n := range e.Samples {
+			if into.Samples == nil {
+				into.Samples = map[string]int64{}
+			}
+			into.Samples[s.series[i].Replicas[k].Name()] += int64(n)
+		}
+	}
 }
 
 func (s *seriesSet) Next() bool {
@@ -193,7 +258,7 @@ func (s *seriesSet) Next() bool {
 	return s.i < len(s.series)
 }
 
-func (s *seriesSet) At() storage.Series { return &series{set: s, data: &s.series[s.i]} }
+func (s *seriesSet) At() storage.Series { return &series{set: s, data: &s.series[s.i], i: s.i} }
 
 func (s *seriesSet) Err() error {
 	<-s.done
@@ -206,6 +271,7 @@ func (s *seriesSet) Warnings() annotations.Annotations { return nil }
 type series struct {
 	set  *seriesSet
 	data *fanout.Series
+	i    int
 }
 
 func (s *series) Labels() labels.Labels { return s.data.Labels }
@@ -240,6 +306,10 @@ func (s *series) Iterator(reuse chunkenc.Iterator) chunkenc.Iterator {
 	for i := range rs {
 		its[i] = samples.NewIterator(rs[i].Chunks, s.set.o, its[i])
 	}
-	m.Iterator = dedup.New(s.set.algorithm, s.set.counter, its)
+	if e := s.set.effects; e != nil && e[s.i].claimed.CompareAndSwap(false, true) {
+		m.Iterator = dedup.New(s.set.algorithm, s.set.counter, its, dedup.WithEffect(&e[s.i].Effect))
+	} else {
+		m.Iterator = dedup.New(s.set.algorithm, s.set.counter, its)
+	}
 	return m
 }

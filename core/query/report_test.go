@@ -81,3 +81,37 @@ func TestSumOfStatistics(t *testing.T) {
 		t.Errorf("no head is %v", h)
 	}
 }
+
+// TestDedupEffect: the report says what deduplication took from whom.
+func TestDedupEffect(t *testing.T) {
+	replica := func(name string, from, to int64) membership.Entry {
+		var times []int64
+		var values []float64
+		for ts := from; ts < to; ts += 30_000 {
+			times, values = append(times, ts), append(values, 1)
+		}
+		return membership.Entry{Spec: membership.Spec{Name: name, Kind: "test"}, Backend: fakestore.Holding(labels.FromStrings("replica", name, "zone", "z"),
+			fakestore.Floats(labels.FromStrings("__name__", "up"), times, values))}
+	}
+	// a ends after ten minutes, b goes on.
+	set := membership.New([]membership.Entry{replica("a", 0, 600_000), replica("b", 3000, 1_200_000)}, membership.Options{})
+	defer set.Close()
+	set.Refresh(t.Context())
+	s, err := query.New(set, query.Config{ReplicaLabels: []string{"replica"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for _, engine := range engines {
+		o := s.DefaultOptions()
+		o.Engine = engine
+		res, err := s.Instant(t.Context(), &query.Request{Query: "count_over_time(up[20m])", Start: time.UnixMilli(1_199_999), End: time.UnixMilli(1_199_999), Options: o})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := res.Report.Selects[0].Dedup
+		if d.SeriesBefore != 2 || d.SeriesAfter != 1 || d.Switches != 1 || d.Samples["a"] != 20 || d.Samples["b"] != 19 || len(d.Samples) != 2 {
+			t.Errorf("%s: %+v", engine, d)
+		}
+	}
+}

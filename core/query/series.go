@@ -226,6 +226,7 @@ func (s *Service) Read(ctx context.Context, req *ReadRequest) (*ReadResult, erro
 		if err := r.session.Failure(); err != nil {
 			return nil, r.fail(ctx, err)
 		}
+		r.evaluated()
 		return r.finish(), nil
 	}
 	return &ReadResult{Series: set, Finish: finish}, nil

@@ -148,6 +148,7 @@ type request struct {
 	report  *report.Report
 	cancel  context.CancelFunc
 	mu      sync.Mutex
+	sets    []selected
 }
 
 // releaseAfter is how long after a request's deadline its backends stay open.
@@ -343,6 +344,7 @@ func (s *Service) run(ctx context.Context, req *Request, kind string) (_ *Result
 		}
 		return nil, r.fail(ctx, err)
 	}
+	r.evaluated()
 	return &Result{Value: res.Value, Annotations: res.Warnings, Statistics: q.Stats(), Report: r.finish(), release: q.Close}, nil
 }
 

@@ -109,6 +109,11 @@ type Dedup struct {
 	// several backends once; SeriesAfter those that the engine saw.
 	SeriesBefore int `json:"seriesBefore"`
 	SeriesAfter  int `json:"seriesAfter"`
+	// Samples counts, for series with several replicas, the samples that each gave,
+	// by the values of the replica labels; Switches how often one replica took over
+	// from another. A sample that several iterations saw counts once.
+	Samples  map[string]int64 `json:"samples,omitempty"`
+	Switches int64            `json:"switches"`
 }
 
 // LimitUse is a limit and how much of it the request took.
