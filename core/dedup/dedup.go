@@ -20,10 +20,8 @@ type Algorithm string
 
 // The algorithms.
 const (
-	// Default is the best there is; for now that is Penalty but for the beginning:
-	// where a later replica begins first, Penalty takes that for a change of sides and
-	// lifts its counters to the first value of the earlier one, so that a rate at the
-	// beginning of a range is too low by what was counted in between.
+	// Default is the best there is. For now it chooses the samples that Penalty
+	// chooses, and differs in what it makes of counters at a change of replicas.
 	Default Algorithm = "default"
 	// Penalty follows one replica and changes over only at a gap, as Thanos does by
 	// default. It is for replicas that scrape the same targets each for themselves.
@@ -94,5 +92,12 @@ func New(a Algorithm, counter bool, replicas []chunkenc.Iterator, opts ...Option
 	case a == Chain:
 		return newChain(replicas, o.effect)
 	}
-	return newPenalty(replicas, counter, a == Penalty, o.effect)
+	if a == Penalty {
+		return newPenalty(replicas, counter, o.effect)
+	}
+	p := newPenalty(replicas, false, o.effect)
+	if !counter {
+		return p
+	}
+	return &lifted{penalty: p, leaf: -1}
 }

@@ -684,3 +684,88 @@ func TestBeginning(t *testing.T) {
 		t.Errorf("penalty is off by %.1f %% only: its rule of the beginning is gone", 100*got)
 	}
 }
+
+// TestCounted: what Default shows of a counter that two or three replicas scraped,
+// with resets, gaps and offsets, against what was counted. It must not count
+// anything twice; Penalty, as Thanos, does where a reset follows a change of
+// replicas that hid another one.
+func TestCounted(t *testing.T) {
+	type history struct {
+		truth    float64 // counted from the first to the last sample of anybody
+		replicas [][]point
+		step     float64 // the most that is counted in an interval
+	}
+	make := func(r *rand.Rand, replicas int) (h history) {
+		const interval, n = 30_000, 200
+		h.step = 30
+		var at []float64 // the counter, each second
+		v := 0.0
+		for range n * interval / 1000 {
+			if r.IntN(1500) == 0 {
+				v = 0
+			}
+			inc := r.Float64()
+			v += inc
+			h.truth += inc
+			at = append(at, v)
+		}
+		for range replicas {
+			offset, gap, width := r.Int64N(interval), r.IntN(n), 3+r.IntN(40)
+			var p []point
+			for i := range n {
+				if ts := int64(i)*interval + offset; i < gap || i >= gap+width {
+					p = append(p, point{t: ts, v: at[ts/1000]})
+				}
+			}
+			h.replicas = append(h.replicas, p)
+		}
+		return h
+	}
+	counted := func(a Algorithm, h history) (sum float64) {
+		var its []chunkenc.Iterator
+		for _, p := range h.replicas {
+			its = append(its, newList(p))
+		}
+		it := New(a, true, its)
+		last, began := 0.0, false
+		for it.Next() != chunkenc.ValNone {
+			_, v := it.At()
+			switch {
+			case !began:
+			case v < last:
+				sum += v
+			default:
+				sum += v - last
+			}
+			last, began = v, true
+		}
+		return sum
+	}
+	over := map[Algorithm]int{}
+	worst, mean := 0.0, 0.0
+	const runs = 3000
+	for seed := range uint64(runs) {
+		r := rand.New(rand.NewPCG(seed, 77))
+		h := make(r, 2+int(seed%2))
+		for _, a := range []Algorithm{Default, Penalty} {
+			got := counted(a, h)
+			if got > h.truth+h.step {
+				over[a]++
+			}
+			if a == Default {
+				worst = max(worst, (got-h.truth)/h.truth)
+				mean += (got/h.truth - 1) / runs
+			}
+		}
+	}
+	t.Logf("counted too much: %v of %d; default at worst by %.1f %%, %.2f %% on average", over, runs, 100*worst, 100*mean)
+	if over[Default] > 0 {
+		t.Errorf("default counted too much in %d of %d histories, at worst %.1f %%", over[Default], runs, 100*worst)
+	}
+	if mean < -0.02 {
+		t.Errorf("default lacks %.1f %% on average", -100*mean)
+	}
+	if over[Penalty] == 0 {
+		t.Error("penalty counts nothing twice: it is not the algorithm that it is for comparing with")
+	}
+}

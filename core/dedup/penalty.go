@@ -46,7 +46,6 @@ type penalty struct {
 	a, b    side
 	useA    bool
 	counter bool
-	lift    bool
 	began   bool
 	done    bool
 	// unknown: the sample before the current one came from the other side, or was
@@ -79,12 +78,11 @@ type side struct {
 	adj float64
 }
 
-// newPenalty folds replicas from the left. lift is whether a beginning with the
-// later replica counts as a change of sides, as in Thanos.
-func newPenalty(replicas []chunkenc.Iterator, counter, lift bool, e *Effect) *penalty {
+// newPenalty folds replicas from the left.
+func newPenalty(replicas []chunkenc.Iterator, counter bool, e *Effect) *penalty {
 	var p *penalty
 	for k := 1; k < len(replicas); k++ {
-		n := &penalty{useA: true, counter: counter, lift: lift, last: math.MinInt64, leaf: -1}
+		n := &penalty{useA: true, counter: counter, last: math.MinInt64, leaf: -1}
 		if p == nil {
 			n.a.set(replicas[0], 0)
 		} else {
@@ -204,7 +202,7 @@ func (p *penalty) choose() chunkenc.ValueType {
 		p.useA = w == &p.a
 	}
 	switched := p.useA != usedA
-	if switched && float && p.counter && (p.began || p.lift) {
+	if switched && float && p.counter {
 		p.a.raise(before)
 		p.b.raise(before)
 	}

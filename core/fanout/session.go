@@ -123,8 +123,7 @@ func (s *Session) plan(q Question, sel *report.Select) ([]*ask, error) {
 		all[i], sel.Backends[i] = &asks[i], row
 	}
 	s.mu.Lock()
-	s.selects = append(s.selects, sel)
-	s.asks = append(s.asks, all)
+	s.asks[s.reserve(sel)] = all
 	s.mu.Unlock()
 	for _, a := range all {
 		if a.row.State != report.RowSkipped {
@@ -135,6 +134,24 @@ func (s *Session) plan(q Question, sel *report.Select) ([]*ask, error) {
 		}
 	}
 	return all, nil
+}
+
+// Reserve gives a selection that is going to be made its place in the report, so
+// that the order there is the caller's although selections run side by side.
+func (s *Session) Reserve(sel *report.Select) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.reserve(sel)
+}
+
+// reserve needs s.mu.
+func (s *Session) reserve(sel *report.Select) int {
+	i := slices.Index(s.selects, sel)
+	if i < 0 {
+		i = len(s.selects)
+		s.selects, s.asks = append(s.selects, sel), append(s.asks, nil)
+	}
+	return i
 }
 
 func toAsk(all []*ask) []*ask {

@@ -139,7 +139,10 @@ func TestClientThatDoesNotRead(t *testing.T) {
 			t.Fatal(err)
 		}
 		ask := func() error {
-			_, err := s.Instant(t.Context(), &query.Request{Query: "c", Start: at(1), End: at(1), Options: s.DefaultOptions()})
+			res, err := s.Instant(t.Context(), &query.Request{Query: "c", Start: at(1), End: at(1), Options: s.DefaultOptions()})
+			if res != nil {
+				res.Close()
+			}
 			return err
 		}
 		began := time.Now()
@@ -224,7 +227,7 @@ func TestBounds(t *testing.T) {
 			req  query.Request
 			text string
 		}{
-			{query.Request{Query: "1", Start: at(0), End: at(0).Add(12 * time.Hour), Step: time.Second}, "43201 points"},
+			{query.Request{Query: "1", Start: at(0), End: at(0).Add(12 * time.Hour), Step: time.Second}, "43200 points"},
 			{query.Request{Query: "1", Start: time.Unix(0, 0), End: time.Unix(1<<33, 0), Step: time.Second}, "at most 11000"},
 			{query.Request{Query: "1", Start: far, End: far, Step: time.Second}, "too far"},
 			{query.Request{Query: "1", Start: time.Unix(-1<<40, 0), End: at(0), Step: time.Hour}, "at most 11000"},
@@ -275,5 +278,79 @@ func TestEmbeddedFailsOnCorruption(t *testing.T) {
 	}
 	if it.Err() == nil {
 		t.Errorf("%d samples of 3 and no error", n)
+	}
+}
+
+// TestAllOfTheSteps: as many steps as are allowed are allowed, as in Prometheus.
+func TestAllOfTheSteps(t *testing.T) {
+	s, _ := serve(t, query.Config{}, spec("one", fakestore.Holding(labels.EmptyLabels(), gauge(1, "__name__", "c"))))
+	for _, x := range []struct {
+		steps int
+		ok    bool
+	}{{11_000, true}, {11_001, false}} {
+		res, err := s.Range(t.Context(), &query.Request{Query: "1", Start: at(0), End: at(0).Add(time.Duration(x.steps) * time.Second), Step: time.Second, Options: s.DefaultOptions()})
+		if (err == nil) != x.ok {
+			t.Errorf("%d steps: %v", x.steps, err)
+		}
+		if res != nil {
+			res.Close()
+		}
+	}
+}
+
+// TestAnswersThatAreNotYetWritten are charged: they hold a slot until Close.
+func TestAnswersThatAreNotYetWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		process := limits.NewProcess(limits.Config{Concurrent: 1})
+		s, _ := serve(t, query.Config{Timeout: time.Minute, Limits: process}, spec("one", fakestore.Holding(labels.EmptyLabels(), gauge(1, "__name__", "c"))))
+		ask := func() (*query.Result, error) {
+			return s.Instant(t.Context(), &query.Request{Query: "c", Start: at(1), End: at(1), Options: s.DefaultOptions()})
+		}
+		res, err := ask()
+		if err != nil || process.Running() != 1 || process.Bytes() == 0 {
+			t.Fatalf("%v, %d running, %d bytes", err, process.Running(), process.Bytes())
+		}
+		res.Close()
+		if process.Running() != 0 || process.Bytes() != 0 {
+			t.Errorf("after Close: %d running, %d bytes", process.Running(), process.Bytes())
+		}
+		if _, err = ask(); err != nil { // never closed
+			t.Fatal(err)
+		}
+		began := time.Now()
+		res, err = ask()
+		if err == nil && time.Since(began) < time.Minute-time.Second {
+			t.Errorf("a second one after %s", time.Since(began))
+		}
+		if res != nil {
+			res.Close()
+		}
+		time.Sleep(2 * time.Minute)
+		if process.Running() != 0 {
+			t.Errorf("%d running at the end", process.Running())
+		}
+	})
+}
+
+// TestOrderOfSelections: the report lists them as the query does, every time.
+func TestOrderOfSelections(t *testing.T) {
+	s, _ := serve(t, query.Config{}, spec("one", fakestore.Holding(labels.EmptyLabels(), gauge(1, "__name__", "c"))))
+	want := ""
+	for range 50 {
+		res, err := s.Instant(t.Context(), &query.Request{Query: "a + b + c + d", Start: at(1), End: at(1), Options: s.DefaultOptions()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		for _, sel := range res.Report.Selects {
+			got += strings.Join(sel.Matchers, ",")
+		}
+		res.Close()
+		if want == "" {
+			want = got
+		}
+		if got != want {
+			t.Fatalf("%s, and before %s", got, want)
+		}
 	}
 }

@@ -100,6 +100,7 @@ func (q *querier) Select(ctx context.Context, _ bool, hints *storage.SelectHints
 		o:         samples.Options{MinTime: req.MinTime, MaxTime: req.MaxTime, Func: req.Hints.Func},
 		algorithm: o.Algorithm, counter: dedup.Counter(req.Hints.Func),
 	}
+	q.r.session.Reserve(sel)
 	q.r.mu.Lock()
 	q.r.sets = append(q.r.sets, selected{set, sel})
 	q.r.mu.Unlock()

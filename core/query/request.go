@@ -75,8 +75,9 @@ type Result struct {
 	release func()
 }
 
-// Close gives Value's memory back to the engine. It need not be called; after it
-// Value must not be used.
+// Close gives back Value's memory, and the slot and the bytes that the request is
+// charged with; without it those come back at the request's deadline. After it Value
+// must not be used.
 func (r *Result) Close() {
 	if r.release != nil {
 		r.release()

@@ -288,7 +288,9 @@ func (s *Service) Range(ctx context.Context, req *Request) (*Result, error) {
 		return nil, badData("end %s is before start %s", req.End.Format(time.RFC3339Nano), req.Start.Format(time.RFC3339Nano))
 	}
 	// Before anything is allocated: not every engine counts the steps of a query.
-	if n := req.End.Sub(req.Start)/req.Step + 1; n > time.Duration(s.cfg.MaxPoints) || req.End.Sub(req.Start) == math.MaxInt64 {
+	// As in Prometheus it is steps that are counted, of which there is one less than
+	// points.
+	if n := req.End.Sub(req.Start) / req.Step; n > time.Duration(s.cfg.MaxPoints) || req.End.Sub(req.Start) == math.MaxInt64 {
 		return nil, badData("a step of %s gives %d points per series, and at most %d are allowed; use a longer step or a shorter range", req.Step, n, s.cfg.MaxPoints)
 	}
 	return s.run(ctx, req, "range")
@@ -323,7 +325,12 @@ func (s *Service) run(ctx context.Context, req *Request, kind string) (_ *Result
 	if err != nil {
 		return nil, err
 	}
-	defer r.end()
+	ended := false
+	defer func() {
+		if !ended {
+			r.end()
+		}
+	}()
 	p := r.report
 	p.Query, p.Start, p.End, p.StepSeconds = req.Query, req.Start, req.End, req.Step.Seconds()
 
@@ -345,7 +352,17 @@ func (s *Service) run(ctx context.Context, req *Request, kind string) (_ *Result
 		return nil, r.fail(ctx, err)
 	}
 	r.evaluated()
-	return &Result{Value: res.Value, Annotations: res.Warnings, Statistics: q.Stats(), Report: r.finish(), release: q.Close}, nil
+	// The backends are done with. The slot and the bytes stay charged until the answer
+	// has been written, so that clients who read slowly cannot pile up answers.
+	ended = true
+	r.view.Release()
+	rep := r.finish()
+	s.metrics.done(rep)
+	return &Result{Value: res.Value, Annotations: res.Warnings, Statistics: q.Stats(), Report: rep, release: func() {
+		q.Close()
+		r.cancel()
+		r.limits.End()
+	}}, nil
 }
 
 // reach returns the coarsest resolution allowed, in ms, and how far an engine

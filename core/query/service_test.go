@@ -475,7 +475,10 @@ func TestConcurrencyGate(t *testing.T) {
 		done := make(chan error, 2)
 		for range 2 {
 			go func() {
-				_, err := s.Instant(t.Context(), &query.Request{Query: "up", Start: at(30), End: at(30), Options: o})
+				res, err := s.Instant(t.Context(), &query.Request{Query: "up", Start: at(30), End: at(30), Options: o})
+				if res != nil {
+					res.Close()
+				}
 				done <- err
 			}()
 		}
