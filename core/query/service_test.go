@@ -209,12 +209,9 @@ func TestDeafHangIsPartial(t *testing.T) {
 
 func TestFallbackIsReported(t *testing.T) {
 	s, _ := serve(t, query.Config{Engine: query.EngineThanos}, spec("a", fakestore.Holding(labels.EmptyLabels(), gauge(1, "__name__", "up"))))
-	for q, fallback := range map[string]bool{"up": false, "limitk(1, up)": true} {
+	for q, fallback := range map[string]bool{"up": false, "sum(up)": false, "up[5m]": true, `"text"`: true} {
 		res, err := s.Instant(t.Context(), &query.Request{Query: q, Start: at(30), End: at(30), Options: s.DefaultOptions()})
 		if err != nil {
-			if strings.Contains(err.Error(), "experimental") {
-				continue
-			}
 			t.Fatal(err)
 		}
 		want := query.EngineThanos
