@@ -155,7 +155,6 @@ func (s *Session) Collect(ctx context.Context, req *backend.SeriesRequest, repli
 	for i, a := range asks {
 		go func() {
 			actx, stop := a.begin(ctx)
-			defer stop()
 			got := make(chan run, 1)
 			go func() {
 				var r run
@@ -171,7 +170,9 @@ func (s *Session) Collect(ctx context.Context, req *backend.SeriesRequest, repli
 			}()
 			r := wait(ctx, actx, got, func(err error) run { return run{err: err} })
 			runs[i] = r
-			done <- ended{i, a.finish(actx, r.err)}
+			err := a.finish(actx, r.err)
+			stop() // before anybody is told, so that no span outlives its request
+			done <- ended{i, err}
 		}()
 	}
 	var fatal error

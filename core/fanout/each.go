@@ -53,7 +53,6 @@ func Each[T any](ctx context.Context, s *Session, q Question, sel *report.Select
 	for i, a := range asks {
 		go func() {
 			actx, stop := a.begin(ctx)
-			defer stop()
 			got := make(chan reply, 1)
 			go func() {
 				r := reply{i: i}
@@ -76,6 +75,7 @@ func Each[T any](ctx context.Context, s *Session, q Question, sel *report.Select
 			if r.err = a.finish(actx, r.err); r.err == nil && failed {
 				r.i = -1
 			}
+			stop()
 			done <- r
 		}()
 	}

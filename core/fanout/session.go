@@ -97,7 +97,6 @@ type ask struct {
 	row   *report.Row
 	q     *Question
 	begun time.Time
-	err   error
 	// over: nobody listens any more. A backend that hangs and comes back late must
 	// not change a report that is already out.
 	over bool
@@ -270,7 +269,6 @@ func (a *ask) finish(ctx context.Context, err error) error {
 		return nil
 	}
 	span.SetStatus(codes.Error, err.Error())
-	a.err = err
 	var (
 		budget *budgetError
 		proto  *protocolError

@@ -4,8 +4,6 @@
 package fanout
 
 import (
-	"bytes"
-	"cmp"
 	"context"
 	"fmt"
 	"iter"
@@ -374,30 +372,6 @@ func (src *source) await() {
 // hold alike, as a sidecar and the bucket it ships to do.
 func withoutDuplicates(cs []backend.Chunk) []backend.Chunk {
 	cs = slices.Clone(cs) // the backends' batches are read only
-	slices.SortFunc(cs, func(a, b backend.Chunk) int {
-		return cmp.Or(cmp.Compare(a.MinTime, b.MinTime), cmp.Compare(a.MaxTime, b.MaxTime), compareChunkData(&a, &b))
-	})
-	return slices.CompactFunc(cs, func(a, b backend.Chunk) bool {
-		return a.MinTime == b.MinTime && a.MaxTime == b.MaxTime && compareChunkData(&a, &b) == 0
-	})
-}
-
-func compareChunkData(a, b *backend.Chunk) int {
-	if c := compareEncoded(a.Raw, b.Raw); c != 0 || a.Aggregates == nil && b.Aggregates == nil {
-		return c
-	}
-	var none backend.AggregateChunks
-	x, y := a.Aggregates, b.Aggregates
-	if x == nil {
-		x = &none
-	}
-	if y == nil {
-		y = &none
-	}
-	return cmp.Or(compareEncoded(x.Count, y.Count), compareEncoded(x.Sum, y.Sum), compareEncoded(x.Min, y.Min),
-		compareEncoded(x.Max, y.Max), compareEncoded(x.Counter, y.Counter))
-}
-
-func compareEncoded(a, b backend.Encoded) int {
-	return cmp.Or(cmp.Compare(a.Encoding, b.Encoding), bytes.Compare(a.Data, b.Data))
+	slices.SortFunc(cs, func(a, b backend.Chunk) int { return samples.Compare(&a, &b) })
+	return slices.CompactFunc(cs, func(a, b backend.Chunk) bool { return samples.Compare(&a, &b) == 0 })
 }

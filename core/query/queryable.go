@@ -11,8 +11,6 @@ import (
 	"time"
 
 	"github.com/prometheus/prometheus/model/labels"
-	"github.com/prometheus/prometheus/promql"
-	"github.com/prometheus/prometheus/promql/parser"
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb/chunkenc"
 	"github.com/prometheus/prometheus/util/annotations"
@@ -34,18 +32,6 @@ type queryable struct {
 	dry           bool
 	// strict: what is found missing during evaluation is an error at once.
 	strict bool
-}
-
-// prepareDry is prepare with selections that ask nobody.
-func (r *request) prepareDry(ctx context.Context, req *Request, kind string, _ parser.Expr) (promql.Query, error) {
-	maxRes, lookback := r.reach(req)
-	r.report.Engine = r.o.Engine
-	qb := &queryable{r: r, maxResolution: maxRes, step: req.Step.Milliseconds(), dry: true}
-	opts := promql.NewPrometheusQueryOpts(false, lookback)
-	if kind == "range" {
-		return r.s.prom.NewRangeQuery(ctx, qb, opts, req.Query, req.Start, req.End, req.Step)
-	}
-	return r.s.prom.NewInstantQuery(ctx, qb, opts, req.Query, req.Start)
 }
 
 // Querier implements storage.Queryable.

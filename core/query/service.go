@@ -317,8 +317,7 @@ func (s *Service) run(ctx context.Context, req *Request, kind string) (_ *Result
 	if strings.TrimSpace(req.Query) == "" {
 		return nil, badData("the query is empty; try for example: up")
 	}
-	expr, err := parse(req)
-	if err != nil {
+	if err := check(req); err != nil {
 		return nil, err
 	}
 	ctx, r, err := s.begin(ctx, kind, req.Options)
@@ -334,7 +333,7 @@ func (s *Service) run(ctx context.Context, req *Request, kind string) (_ *Result
 	p := r.report
 	p.Query, p.Start, p.End, p.StepSeconds = req.Query, req.Start, req.End, req.Step.Seconds()
 
-	q, err := r.prepare(ctx, req, kind, expr)
+	q, err := r.prepare(ctx, req, kind, false)
 	if err != nil {
 		return nil, &Error{Kind: ErrBadData, Err: err, Report: r.finish()}
 	}
@@ -378,34 +377,35 @@ func (r *request) reach(req *Request) (maxResolution int64, lookback time.Durati
 	return maxResolution, time.Duration(resolution.Lookback(r.s.cfg.LookbackDelta.Milliseconds(), maxResolution)) * time.Millisecond
 }
 
-// parse reads the query and checks what can be checked without asking anybody.
-func parse(req *Request) (parser.Expr, error) {
+// check refuses what can be refused without asking anybody.
+func check(req *Request) error {
 	for _, t := range []time.Time{req.Start, req.End} {
 		if err := checkTime(t); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if n := len(req.Query); n > maxQueryLength {
-		return nil, badData("the query has %d bytes, and at most %d are allowed", n, maxQueryLength)
+		return badData("the query has %d bytes, and at most %d are allowed", n, maxQueryLength)
 	}
 	expr, err := parser.ParseExpr(req.Query)
 	if err != nil {
-		return nil, &Error{Kind: ErrBadData, Err: err}
+		return &Error{Kind: ErrBadData, Err: err}
 	}
 	if n := len(parser.ExtractSelectors(expr)); n > maxSelectors {
-		return nil, badData("the query has %d selectors, and at most %d are allowed; split it, or select by one regular expression", n, maxSelectors)
+		return badData("the query has %d selectors, and at most %d are allowed; split it, or select by one regular expression", n, maxSelectors)
 	}
-	return expr, nil
+	return nil
 }
 
 // prepare makes the engine's query. An expression that promql-engine does not
-// know goes to Prometheus' engine, and the report says so.
-func (r *request) prepare(ctx context.Context, req *Request, kind string, expr parser.Expr) (promql.Query, error) {
+// know goes to Prometheus' engine, and the report says so. Dry, its selections ask
+// nobody.
+func (r *request) prepare(ctx context.Context, req *Request, kind string, dry bool) (promql.Query, error) {
 	s := r.s
 	maxRes, lookback := r.reach(req)
 	opts := promql.NewPrometheusQueryOpts(r.o.PerStepStats, lookback)
-	qb := &queryable{r: r, maxResolution: maxRes, step: req.Step.Milliseconds()}
-	make := func(e promql.QueryEngine) (promql.Query, error) {
+	qb := &queryable{r: r, maxResolution: maxRes, step: req.Step.Milliseconds(), dry: dry}
+	build := func(e promql.QueryEngine) (promql.Query, error) {
 		if kind == "range" {
 			return e.NewRangeQuery(ctx, qb, opts, req.Query, req.Start, req.End, req.Step)
 		}
@@ -413,7 +413,7 @@ func (r *request) prepare(ctx context.Context, req *Request, kind string, expr p
 	}
 	switch r.o.Engine {
 	case EngineThanos:
-		q, err := make(s.thanos)
+		q, err := build(s.thanos)
 		if err == nil {
 			r.report.Engine = EngineThanos
 			return q, nil
@@ -427,14 +427,13 @@ func (r *request) prepare(ctx context.Context, req *Request, kind string, expr p
 		return nil, fmt.Errorf("engine %q: want %s or %s", r.o.Engine, EnginePrometheus, EngineThanos)
 	}
 	r.report.Engine = EnginePrometheus
-	return make(s.prom)
+	return build(s.prom)
 }
 
 // Explain tells which backends a query would ask, and asks none. The selections
 // are those of the engine, so that ranges, offsets and subqueries count.
 func (s *Service) Explain(ctx context.Context, req *Request) (*report.Report, error) {
-	expr, err := parse(req)
-	if err != nil {
+	if err := check(req); err != nil {
 		return nil, err
 	}
 	kind := "instant"
@@ -448,7 +447,7 @@ func (s *Service) Explain(ctx context.Context, req *Request) (*report.Report, er
 	defer r.end()
 	r.report.Query, r.report.Start, r.report.End, r.report.StepSeconds = req.Query, req.Start, req.End, req.Step.Seconds()
 	r.o.Engine = EnginePrometheus // it selects eagerly, in one place
-	q, err := r.prepareDry(ctx, req, kind, expr)
+	q, err := r.prepare(ctx, req, kind, true)
 	if err != nil {
 		return nil, &Error{Kind: ErrBadData, Err: err}
 	}

@@ -61,12 +61,14 @@ func Sort(chunks []Chunk) []Chunk {
 		return chunks
 	}
 	slices.SortFunc(chunks, func(a, b Chunk) int {
-		return cmp.Or(compare(&a, &b), cmp.Compare(a.Origin, b.Origin))
+		return cmp.Or(Compare(&a.Chunk, &b.Chunk), cmp.Compare(a.Origin, b.Origin))
 	})
-	return slices.CompactFunc(chunks, func(a, b Chunk) bool { return compare(&a, &b) == 0 })
+	return slices.CompactFunc(chunks, func(a, b Chunk) bool { return Compare(&a.Chunk, &b.Chunk) == 0 })
 }
 
-func compare(a, b *Chunk) int {
+// Compare orders chunks by MinTime, MaxTime, encoding and payload; 0 means that they
+// are the same to the bit.
+func Compare(a, b *backend.Chunk) int {
 	if c := cmp.Or(cmp.Compare(a.MinTime, b.MinTime), cmp.Compare(a.MaxTime, b.MaxTime)); c != 0 {
 		return c
 	}
