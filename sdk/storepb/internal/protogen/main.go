@@ -41,6 +41,7 @@ var dirs = []string{
 	"sdk/storepb/hintspb",
 	"sdk/storepb/infopb",
 	"sdk/storepb/prompb",
+	"sdk/pluginpb",
 	"sdk/remoteread/readpb",
 }
 
