@@ -54,6 +54,14 @@ type Filter interface {
 	Close() error
 }
 
+// Rejecter is implemented by filters whose carrier wants to know when a reply of
+// Rewrite turned out to be invalid.
+type Rejecter interface {
+	// Reject counts a fault and throws away what may have made the reply. It returns
+	// err as an error that wraps ErrFault and names the plug-in.
+	Reject(err error) error
+}
+
 // ErrFault is wrapped by errors that are the plug-in's fault.
 var ErrFault = errors.New("plug-in fault")
 
