@@ -33,6 +33,16 @@ const (
 	KindPrometheus = "prometheus"
 )
 
+// kindPlugin stands for the kind of a backend that is a plug-in, which has none.
+const kindPlugin = "plugin"
+
+// Kinds of filters that are part of the program.
+const (
+	FilterLabelRewrite = "label_rewrite"
+	FilterTenancy      = "tenancy"
+	FilterAuth         = "auth"
+)
+
 // Config is everything that can be configured. The tags name the keys and say
 // what they are for: flags and the list of environment variables come from them.
 type Config struct {
@@ -42,6 +52,10 @@ type Config struct {
 	Logging    Logging    `koanf:"logging"`
 	Tracing    Tracing    `koanf:"tracing"`
 	SelfScrape SelfScrape `koanf:"self_scrape"`
+	Auth       Identity   `koanf:"auth"`
+	Plugins    Plugins    `koanf:"plugins"`
+	// Filters work only where they are named: in query.filters or at a backend.
+	Filters []Filter `koanf:"filters"`
 	// Backends is never empty unless the file says "backends: []".
 	Backends []Backend `koanf:"backends"`
 }
@@ -80,6 +94,7 @@ type Query struct {
 	Dedup            string        `koanf:"dedup" doc:"how replicas are merged: default, penalty, chain or off"`
 	AutoDownsampling bool          `koanf:"auto_downsampling" doc:"choose the resolution of downsampled data by the step"`
 	PartialResponse  bool          `koanf:"partial_response" doc:"answer although a backend that is not required is missing, with a warning"`
+	Filters          []string      `koanf:"filters" doc:"filters of every request and every backend, in order; auth and tenancy filters belong here"`
 	Limits           Limits        `koanf:"limits"`
 }
 
@@ -119,10 +134,14 @@ type Backend struct {
 	Required       bool              `koanf:"required" doc:"without it a query fails, even where partial answers are allowed"`
 	Timeout        time.Duration     `koanf:"timeout" doc:"longest time the backend may take for its share; 0 is that of the query"`
 	Time           TimeRange         `koanf:"time"`
+	Filters        []string          `koanf:"filters" doc:"filters of this backend, in order, after those of query.filters"`
+	Plugin         *Plugin           `koanf:"plugin"`
 
 	TSDB       *TSDB       `koanf:"config" kind:"tsdb"`
 	StoreAPI   *StoreAPI   `koanf:"config" kind:"storeapi"`
 	Prometheus *Prometheus `koanf:"config" kind:"prometheus"`
+	// Config is that of a plug-in, as JSON.
+	Config Raw `koanf:"config" kind:"plugin" doc:"what the plug-in's own documentation says"`
 }
 
 // TimeRange bounds what may be asked of a backend.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/cockroachdb/datadriven"
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"go.uber.org/goleak"
 	"gopkg.in/yaml.v3"
 )
@@ -167,16 +168,19 @@ func examples(t *testing.T) []string {
 }
 
 // TestEveryKeyIsDocumented holds configs/promweave.yaml to its promise: every key,
-// with a comment, and with its default.
+// with a comment, and with its default. What is about filters and plug-ins is in
+// configs/plugins.yaml, where a plug-in's keys stand once.
 func TestEveryKeyIsDocumented(t *testing.T) {
 	path := filepath.Join("..", "..", "..", "..", "configs", "promweave.yaml")
-	data, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var doc yaml.Node
-	if err := yaml.Unmarshal(data, &doc); err != nil {
-		t.Fatal(err)
+	docs := make([]yaml.Node, 2)
+	for i, path := range []string{path, filepath.Join(filepath.Dir(path), "plugins.yaml")} {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := yaml.Unmarshal(data, &docs[i]); err != nil {
+			t.Fatal(err)
+		}
 	}
 	comments := map[string]string{} // by kind and key without indexes
 	var walk func(n *yaml.Node, path, kind string)
@@ -188,7 +192,7 @@ func TestEveryKeyIsDocumented(t *testing.T) {
 			}
 			for i := 0; i+1 < len(n.Content); i += 2 {
 				k, v := n.Content[i], n.Content[i+1]
-				at := join(path, k.Value)
+				at := strings.Replace(join(path, k.Value), "backends[].plugin.", "filters[].plugin.", 1)
 				comments[kind+" "+at] += k.HeadComment + k.LineComment + v.LineComment
 				comments[kind+" "+at] += " "
 				walk(v, at, kind)
@@ -199,8 +203,16 @@ func TestEveryKeyIsDocumented(t *testing.T) {
 			}
 		}
 	}
-	walk(doc.Content[0], "", "")
+	for i := range docs {
+		walk(docs[i].Content[0], "", "")
+	}
 	for _, k := range Keys() {
+		if k.Kind == kindPlugin {
+			k.Kind = ""
+		}
+		if rest, ok := strings.CutPrefix(k.Name, "backends[].plugin."); ok {
+			k.Name = "filters[].plugin." + rest
+		}
 		if k.Doc == "" {
 			t.Errorf("%s: no text for the help of its flag", k.Name)
 		}
@@ -214,7 +226,7 @@ func TestEveryKeyIsDocumented(t *testing.T) {
 		switch {
 		case !found:
 			t.Errorf("%s (%s) is missing in configs/promweave.yaml", k.Name, k.Kind)
-		case strings.TrimSpace(text) == "" && !strings.HasPrefix(k.Name, "backends[].config.tls.") &&
+		case strings.TrimSpace(text) == "" && !strings.HasPrefix(k.Name, "backends[].config.tls.") && !strings.HasPrefix(k.Name, "filters[].plugin.tls.") &&
 			k.Name != "http.listen":
 			t.Errorf("%s (%s) has no comment in configs/promweave.yaml", k.Name, k.Kind)
 		}
@@ -225,7 +237,7 @@ func TestEveryKeyIsDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Backends = Default().Backends
-	if diff := cmp.Diff(Default(), c, cmpOpts); diff != "" {
+	if diff := cmp.Diff(Default(), c, cmpOpts, cmpopts.EquateEmpty()); diff != "" {
 		t.Errorf("outside of backends it does not show the defaults (-default +file):\n%s", diff)
 	}
 }

@@ -23,6 +23,7 @@ func checkFiles(c *Config, l *loader) {
 	}
 	checkPair(l, "grpc.tls", c.GRPC.TLS.Cert, c.GRPC.TLS.Key)
 	checkCA(l, "grpc.tls.client_ca", c.GRPC.TLS.ClientCA)
+	checkPluginFiles(c, l)
 	for i, b := range c.Backends {
 		at := fmt.Sprintf("backends[%d].config", i)
 		switch {

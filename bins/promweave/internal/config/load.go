@@ -146,6 +146,8 @@ type loader struct {
 	broken   map[string]bool    // keys whose values are not known: unreadable, or misspelt
 	k        *koanf.Koanf
 	problems []Problem
+	// hasLock: digests may be in the lock file instead.
+	hasLock bool
 }
 
 func (l *loader) err() error {
@@ -282,8 +284,11 @@ func (l *loader) section(n *yaml.Node, t reflect.Type, path, schemaPath, kind st
 		return nil, false
 	}
 	if t == reflect.TypeFor[Backend]() {
-		if kind = scalarOf(n, "kind"); !l.knownKind(n, path, kind) {
+		switch kind = scalarOf(n, "kind"); {
+		case !l.knownKind(n, path, kind):
 			kind = ""
+		case kind == "":
+			kind = kindPlugin
 		}
 	}
 	out, seen := map[string]any{}, map[string]int{}
@@ -336,23 +341,25 @@ func (l *loader) section(n *yaml.Node, t reflect.Type, path, schemaPath, kind st
 
 func (l *loader) knownKind(n *yaml.Node, path, kind string) bool {
 	known := []string{KindTSDB, KindStoreAPI, KindPrometheus}
-	at := l.line(n)
+	at, plugin := l.line(n), false
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		switch n.Content[i].Value {
 		case "kind":
 			at = l.line(n.Content[i])
 		case "plugin":
-			if kind == "" {
-				l.broken[join(path, "kind")] = true // reported as not available
-				return false
-			}
+			plugin = true
 		}
 	}
 	switch {
+	case plugin && kind == "":
+		return true
+	case plugin:
+		l.unread(at, join(path, "kind"), "plugin is given too: a backend is one of the two")
+		return false
 	case slices.Contains(known, kind):
 		return true
 	case kind == "":
-		l.unread(at, join(path, "kind"), "missing: say what the backend is, one of %s", strings.Join(known, ", "))
+		l.unread(at, join(path, "kind"), "missing: say what the backend is, one of %s, or plugin", strings.Join(known, ", "))
 	case slices.Contains(kindsNotYet, kind):
 		l.unread(at, join(path, "kind"), "backends of kind %q are not available yet in this release; available are %s", kind, strings.Join(known, ", "))
 	default:
@@ -368,12 +375,14 @@ func (l *loader) value(n *yaml.Node, f reflect.StructField, path, schemaPath, ki
 		t = t.Elem()
 	}
 	switch {
+	case t == reflect.TypeFor[Raw]():
+		return l.raw(n, path)
 	case isSection(t):
 		return l.section(n, t, path, schemaPath, kind)
 	case t.Kind() == reflect.Slice:
 		return l.list(n, t.Elem(), f, path, schemaPath)
 	case t.Kind() == reflect.Map:
-		return l.labels(n, path)
+		return l.texts(n, path, f.Tag.Get("path") != "")
 	case n.Kind != yaml.ScalarNode:
 		l.unread(l.line(n), path, "want a single value (%s), found %s", typeName(t), describe(n))
 		return nil, false
@@ -438,9 +447,10 @@ func (l *loader) list(n *yaml.Node, elem reflect.Type, f reflect.StructField, pa
 	return out, true
 }
 
-func (l *loader) labels(n *yaml.Node, path string) (any, bool) {
+// texts is a mapping of names that are not known beforehand, such as labels.
+func (l *loader) texts(n *yaml.Node, path string, files bool) (any, bool) {
 	if n.Kind != yaml.MappingNode {
-		l.unread(l.line(n), path, "want labels with values, found %s", describe(n))
+		l.unread(l.line(n), path, "want names with values, found %s", describe(n))
 		return nil, false
 	}
 	out := map[string]any{}
@@ -457,8 +467,11 @@ func (l *loader) labels(n *yaml.Node, path string) (any, bool) {
 			continue
 		}
 		out[key.Value] = val.Value
+		if files {
+			out[key.Value] = l.fromFile(val.Value)
+		}
 	}
-	return out, true
+	return out, len(out) > 0
 }
 
 func (l *loader) loadEnv(env []string) {
@@ -534,9 +547,11 @@ func (l *loader) decode(c *Config) {
 		m, _ := item.(map[string]any)
 		kind, _ := m["kind"].(string)
 		conf, _ := m["config"].(map[string]any)
+		raw, _ := m["config"].(string)
 		delete(m, "config")
 		var b Backend
 		l.into(m, &b)
+		b.Config = Raw(raw)
 		switch kind {
 		case KindTSDB:
 			b.TSDB = &TSDB{Retention: defaultRetention}
@@ -583,6 +598,9 @@ func join(path, name string) string {
 func didYouMean(s string, words []string) string {
 	if w := suggest(s, words); w != "" {
 		return fmt.Sprintf(": did you mean %q?", w)
+	}
+	if len(words) == 0 {
+		return ""
 	}
 	return fmt.Sprintf("; known here: %s", strings.Join(slices.Sorted(slices.Values(words)), ", "))
 }

@@ -57,12 +57,12 @@ func Keys() []Key {
 			switch {
 			case isSection(ft):
 				walk(ft, prefix+name+".", k, inList)
-			case ft == reflect.TypeFor[[]Backend]():
+			case ft.Kind() == reflect.Slice && isSection(ft.Elem()):
 				walk(ft.Elem(), prefix+name+"[].", k, true)
 			default:
 				out = append(out, Key{
 					Name: prefix + name, Doc: f.Tag.Get("doc"), Kind: k,
-					Settable: !inList, typ: ft, path: f.Tag.Get("path") != "",
+					Settable: !inList && ft.Kind() != reflect.Map && ft != reflect.TypeFor[Raw](), typ: ft, path: f.Tag.Get("path") != "",
 				})
 			}
 		}
@@ -107,6 +107,8 @@ func typeName(t reflect.Type) string {
 		return "size"
 	case reflect.TypeFor[TimeBound]():
 		return "time"
+	case reflect.TypeFor[Raw]():
+		return "keys"
 	}
 	switch t.Kind() {
 	case reflect.Bool:
@@ -139,6 +141,8 @@ func parseScalar(t reflect.Type, s string) (any, error) {
 		return ParseTimeBound(s)
 	case reflect.TypeFor[Secret]():
 		return Secret(s), nil
+	case reflect.TypeFor[Raw]():
+		return Raw(s), nil
 	}
 	switch t.Kind() {
 	case reflect.Bool:
@@ -187,10 +191,6 @@ var otherEnv = map[string]bool{"PROMWEAVE_SERVER": true}
 
 // notYet names what is promised but not part of this release.
 var notYet = map[string]string{
-	"filters":                "filters",
-	"query.filters":          "filters",
-	"backends[].filters":     "filters of a backend",
-	"backends[].plugin":      "plug-ins",
 	"backends[].prefer":      "preference between backends",
 	"backends[].ship":        "shipping of blocks",
 	"backends[].config.ship": "shipping of blocks",

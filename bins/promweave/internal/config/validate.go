@@ -86,6 +86,7 @@ func validate(c *Config, l *loader) {
 		bad("tracing.sample_ratio", "%v is not between 0 and 1", r)
 	}
 
+	l.hasLock = c.Plugins.LockFile != ""
 	names := map[string]int{}
 	paths := map[string]string{}
 	for i := range c.Backends {
@@ -110,6 +111,7 @@ func validate(c *Config, l *loader) {
 		}
 	}
 	validateSelfScrape(c, l)
+	validateFilters(c, l)
 }
 
 func validateSelfScrape(c *Config, l *loader) {
@@ -156,6 +158,10 @@ func validateBackend(b *Backend, at string, l *loader) {
 	}
 
 	conf := at + ".config"
+	if b.Plugin != nil {
+		validatePlugin(b.Plugin, at+".plugin", l)
+		return
+	}
 	switch b.Kind {
 	case KindTSDB:
 		if b.TSDB == nil || b.TSDB.Path == "" {
@@ -321,6 +327,8 @@ func plainNode(v reflect.Value) *yaml.Node {
 		return scalar(x.String())
 	case TimeBound:
 		return text(x.String())
+	case Raw:
+		return x.redactedNode()
 	}
 	switch v.Kind() {
 	case reflect.Pointer:
@@ -359,8 +367,10 @@ func plainNode(v reflect.Value) *yaml.Node {
 // omitted says whether an empty value is better left out: its absence means the same.
 func omitted(v reflect.Value) bool {
 	switch v.Interface().(type) {
-	case *TSDB, *StoreAPI, *Prometheus, TimeRange, TimeBound, Auth, ClientTLS, map[string]string:
+	case *TSDB, *StoreAPI, *Prometheus, *Plugin, TimeRange, TimeBound, Auth, ClientTLS, Raw, JWT:
 		return v.IsZero()
+	case map[string]string, []Filter, []HTTPRule:
+		return v.Len() == 0
 	case []string:
 		return v.IsNil() // an empty list that replaces a default is not nil
 	}
