@@ -1,0 +1,462 @@
+// Copyright The Promweave Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package supervise
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+
+	"github.com/promweave/promweave/plugins/carrier"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// process is a process that does what the test says.
+type process struct {
+	id     int
+	done   chan struct{}
+	once   sync.Once
+	err    error
+	busy   chan struct{} // closed when no call is under way; nil: none is
+	stopc  chan struct{} // closed when Stop has returned
+	stuck  bool          // it survives everything but Kill
+	killed bool
+	health func(context.Context) error
+	mu     sync.Mutex
+}
+
+func (p *process) Health(ctx context.Context) error {
+	p.mu.Lock()
+	h := p.health
+	p.mu.Unlock()
+	if h == nil {
+		return nil
+	}
+	return h(ctx)
+}
+
+func (p *process) setHealth(h func(context.Context) error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.health = h
+}
+
+func (p *process) Done() <-chan struct{} { return p.done }
+func (p *process) Err() error            { return p.err }
+func (p *process) Drain(ctx context.Context) {
+	if p.busy == nil {
+		return
+	}
+	select {
+	case <-p.busy:
+	case <-ctx.Done():
+	}
+}
+
+func (p *process) end(err error) {
+	p.once.Do(func() {
+		p.err = err
+		close(p.done)
+	})
+}
+
+func (p *process) Kill() {
+	p.mu.Lock()
+	p.killed = true
+	p.mu.Unlock()
+	p.end(errors.New("killed by us"))
+}
+
+func (p *process) Stop(ctx context.Context) {
+	if p.stuck {
+		<-ctx.Done()
+		p.Kill()
+	}
+	p.end(errors.New("stopped"))
+	close(p.stopc)
+}
+
+// host is the owner of a supervisor, and writes down what it is told.
+type host struct {
+	t     *testing.T
+	began time.Time
+	sup   *Supervisor[*process]
+
+	mu      sync.Mutex
+	log     []string
+	started []*process
+	// onStart is asked before the n-th start.
+	onStart func(ctx context.Context, n int) error
+	onServe func(p *process) error
+}
+
+func (h *host) note(format string, args ...any) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.log = append(h.log, fmt.Sprintf("%v ", time.Since(h.began).Round(time.Millisecond))+fmt.Sprintf(format, args...))
+}
+
+func (h *host) start(ctx context.Context) (*process, error) {
+	h.mu.Lock()
+	n := len(h.started)
+	p := &process{id: n, done: make(chan struct{}), stopc: make(chan struct{})}
+	h.started = append(h.started, p)
+	on := h.onStart
+	h.mu.Unlock()
+	if on != nil {
+		if err := on(ctx, n); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+func (h *host) process(n int) *process {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if n >= len(h.started) {
+		h.t.Fatalf("there are only %d processes", len(h.started))
+	}
+	return h.started[n]
+}
+
+func (h *host) hooks() Hooks[*process] {
+	return Hooks[*process]{
+		Start: h.start,
+		Serve: func(_ context.Context, p *process) error {
+			if h.onServe != nil {
+				return h.onServe(p)
+			}
+			return nil
+		},
+		Lost: func(p *process, fault error) {
+			h.note("lost %d: %v", p.id, fault)
+		},
+		Changed: func(s Snapshot) { h.note("%s", s.State) },
+		Jitter:  func() float64 { return 0.5 },
+	}
+}
+
+func open(t *testing.T, limits Limits, h *host) *Supervisor[*process] {
+	t.Helper()
+	h.t, h.began = t, time.Now()
+	s, err := Open(t.Context(), limits, h.hooks())
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.sup = s
+	return s
+}
+
+func (h *host) want(lines ...string) {
+	h.t.Helper()
+	synctest.Wait()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if d := cmp.Diff(lines, h.log); d != "" {
+		h.t.Errorf("history (-want +got):\n%s", d)
+	}
+}
+
+func TestRestartAtOnceThenBackoffThenFailed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &host{}
+		boom := errors.New("boom")
+		h.onStart = func(_ context.Context, n int) error {
+			if n > 0 && n < 7 {
+				return boom
+			}
+			return nil
+		}
+		s := open(t, Limits{}, h)
+		h.process(0).end(errors.New("exit status 2"))
+		time.Sleep(4 * time.Minute)
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		h.want(
+			"0s starting", "0s serving", "0s lost 0: exit status 2",
+			"0s backing off", "0s starting", // at once
+			"0s backing off", "50ms starting",
+			"50ms backing off", "150ms starting",
+			"150ms backing off", "350ms starting",
+			"350ms failed", "1m0.35s starting", // the circuit is open
+			"1m0.35s failed", "2m0.35s starting",
+			"2m0.35s failed", // one fault is enough now
+			"3m0.35s starting", "3m0.35s serving",
+			"4m0s lost 7: <nil>", "4m0s closed",
+		)
+	})
+}
+
+func TestFailedUntilStable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &host{}
+		s := open(t, Limits{MaxFaults: 1, FaultWindow: time.Minute, OpenFor: 10 * time.Minute}, h)
+		defer s.Close()
+		h.process(0).end(errors.New("a"))
+		synctest.Wait()
+		if got := s.Snapshot().State; got != carrier.Failed {
+			t.Fatalf("state %s", got)
+		}
+		if err := s.Refusal(); err == nil || !strings.Contains(err.Error(), "failed too often") {
+			t.Errorf("refusal %v", err)
+		}
+		if _, err := s.Await(t.Context(), nil); err == nil {
+			t.Error("Await waits for a process that is ten minutes away")
+		}
+		time.Sleep(12 * time.Minute) // serves again, and is stable
+		if got := s.Snapshot(); got.State != carrier.Serving || got.Restarts != 1 || got.Faults[KindCrash] != 1 {
+			t.Fatalf("%+v", got)
+		}
+		if s.open || s.streak != 0 {
+			t.Error("the circuit is still open after a stable minute")
+		}
+	})
+}
+
+func TestFaultsOutsideTheWindowAreForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &host{}
+		s := open(t, Limits{MaxFaults: 3}, h)
+		defer s.Close()
+		for i := range 12 {
+			h.process(i).end(errors.New("again"))
+			time.Sleep(40 * time.Second)
+			if got := s.Snapshot().State; got != carrier.Serving {
+				t.Fatalf("after fault %d: %s", i, got)
+			}
+		}
+	})
+}
+
+func TestHungProcessIsKilled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &host{}
+		s := open(t, Limits{}, h)
+		hang := func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+		p := h.process(0)
+		p.stuck = true
+		p.setHealth(hang)
+		time.Sleep(time.Minute)
+		h.want("0s starting", "0s serving",
+			"7s lost 0: it does not answer (3 times in a row): context deadline exceeded",
+			"7s backing off", "7s starting", "7s serving")
+		<-p.stopc
+		if !p.killed {
+			t.Error("the hung process was not killed")
+		}
+		// One slow answer is no fault.
+		q := h.process(1)
+		q.setHealth(hang)
+		time.Sleep(4 * time.Second)
+		q.setHealth(nil)
+		time.Sleep(time.Minute)
+		if got, _ := s.Current(); got != q {
+			t.Error("a process that was slow once is gone")
+		}
+		// A fault that it knows itself ends it at once.
+		q.setHealth(func(context.Context) error { return &Fault{Kind: KindMemory, Err: errors.New("too large")} })
+		time.Sleep(3 * time.Second)
+		if n := s.Snapshot().Faults; n[KindMemory] != 1 || n[KindTimeout] != 1 {
+			t.Errorf("faults %v", n)
+		}
+		s.Close()
+	})
+}
+
+func TestStartTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &host{t: t, began: time.Now()}
+		h.onStart = func(ctx context.Context, _ int) error { <-ctx.Done(); return ctx.Err() }
+		_, err := Open(t.Context(), Limits{StartTimeout: 3 * time.Second}, h.hooks())
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("error %v", err)
+		}
+		h.want("0s starting", "3s closed")
+	})
+}
+
+func TestCloseDuringEveryState(t *testing.T) {
+	for _, c := range []struct {
+		state carrier.State
+		do    func(h *host)
+	}{
+		{carrier.Serving, func(*host) {}},
+		{carrier.Starting, func(h *host) {
+			h.onStart = func(ctx context.Context, _ int) error { <-ctx.Done(); return ctx.Err() }
+			h.process(0).end(errors.New("x"))
+		}},
+		{carrier.BackingOff, func(h *host) {
+			h.onStart = func(context.Context, int) error { return errors.New("no") }
+			h.process(0).end(errors.New("x"))
+		}},
+		{carrier.Failed, func(h *host) {
+			h.onStart = func(context.Context, int) error { return errors.New("no") }
+			h.process(0).end(errors.New("x"))
+			time.Sleep(10 * time.Second)
+		}},
+	} {
+		t.Run(string(c.state), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := &host{}
+				s := open(t, Limits{}, h)
+				c.do(h)
+				synctest.Wait()
+				if got := s.Snapshot().State; got != c.state {
+					t.Fatalf("state %s", got)
+				}
+				if err := s.Close(); err != nil {
+					t.Error(err)
+				}
+				if err := s.Close(); err != nil {
+					t.Error("again:", err)
+				}
+				if got := s.Snapshot().State; got != carrier.Closed {
+					t.Errorf("state %s", got)
+				}
+				if _, err := s.Await(t.Context(), nil); !errors.Is(err, ErrClosed) {
+					t.Errorf("Await: %v", err)
+				}
+				if err := s.Replace(t.Context(), h.start); !errors.Is(err, ErrClosed) {
+					t.Errorf("Replace: %v", err)
+				}
+			})
+		})
+	}
+}
+
+func TestAwaitWaitsForTheNextProcess(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &host{}
+		s := open(t, Limits{}, h)
+		defer s.Close()
+		old := h.process(0)
+		h.mu.Lock()
+		h.onStart = func(context.Context, int) error { time.Sleep(time.Second); return nil }
+		h.mu.Unlock()
+		go func() {
+			time.Sleep(100 * time.Millisecond)
+			old.end(errors.New("gone"))
+		}()
+		p, err := s.Await(t.Context(), old) // before anybody noticed
+		if err != nil || p.id != 1 {
+			t.Fatalf("%v, %v", p, err)
+		}
+		// It does not wait for ever for a process that does not change.
+		if q, err := s.Await(t.Context(), p); err != nil || q != p {
+			t.Errorf("%v, %v", q, err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		if _, err := s.Await(ctx, p); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("error %v", err)
+		}
+	})
+}
+
+func TestReplace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &host{}
+		s := open(t, Limits{}, h)
+		old := h.process(0)
+		old.busy = make(chan struct{})
+		old.setHealth(func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })
+		time.Sleep(2500 * time.Millisecond) // a question is under way
+		if err := s.Replace(t.Context(), h.start); err != nil {
+			t.Fatal(err)
+		}
+		if p, _ := s.Current(); p.id != 1 {
+			t.Errorf("process %d serves", p.id)
+		}
+		synctest.Wait()
+		select {
+		case <-old.done:
+			t.Error("the old process ended with a call under way")
+		default:
+		}
+		close(old.busy)
+		<-old.stopc
+		time.Sleep(time.Hour)
+
+		// What cannot start, or is refused, changes nothing.
+		no := errors.New("no")
+		if err := s.Replace(t.Context(), func(context.Context) (*process, error) { return nil, no }); !errors.Is(err, no) {
+			t.Errorf("error %v", err)
+		}
+		h.onServe = func(p *process) error {
+			if p.id == 2 {
+				return no
+			}
+			return nil
+		}
+		if err := s.Replace(t.Context(), h.start); !errors.Is(err, no) {
+			t.Errorf("error %v", err)
+		}
+		<-h.process(2).stopc
+		if p, _ := s.Current(); p.id != 1 {
+			t.Errorf("process %d serves", p.id)
+		}
+		if n := s.Snapshot(); len(n.Faults) != 0 || n.Restarts != 1 {
+			t.Errorf("%+v", n)
+		}
+		s.Close()
+	})
+}
+
+func TestReplaceEndsFailed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &host{}
+		s := open(t, Limits{}, h)
+		defer s.Close()
+		bad := true
+		h.onStart = func(context.Context, int) error {
+			if bad {
+				return errors.New("bad")
+			}
+			return nil
+		}
+		h.process(0).end(errors.New("x"))
+		time.Sleep(10 * time.Second)
+		if got := s.Snapshot().State; got != carrier.Failed {
+			t.Fatal(got)
+		}
+		bad = false
+		if err := s.Replace(t.Context(), h.start); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.Snapshot().State; got != carrier.Serving {
+			t.Fatal(got)
+		}
+	})
+}
+
+func TestRefusedConfigurationIsAFault(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &host{}
+		s := open(t, Limits{}, h)
+		defer s.Close()
+		h.onServe = func(p *process) error {
+			if p.id == 1 {
+				return errors.New("unknown key")
+			}
+			return nil
+		}
+		h.process(0).end(errors.New("x"))
+		<-func() chan struct{} { synctest.Wait(); return h.process(1).stopc }()
+		time.Sleep(time.Second)
+		if n := s.Snapshot(); n.State != carrier.Serving || n.Faults[KindConfigure] != 1 {
+			t.Errorf("%+v", n)
+		}
+	})
+}
