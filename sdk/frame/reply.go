@@ -17,7 +17,7 @@ type Reply struct {
 	ends     []uint32 // of each new symbol in bytes
 	bytes    []byte
 	groups   []replyGroup // one per group of in
-	current  int // -1 before the first group
+	current  int          // -1 before the first group
 	begun    bool
 	blocks   [][]uint32 // of references; they never move once they are given out
 	block    int
