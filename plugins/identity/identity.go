@@ -1,0 +1,262 @@
+// Copyright The Promweave Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package identity finds out who asks: it verifies passwords, bearer tokens and
+// client certificates, over HTTP and gRPC. What a caller may see is not decided
+// here; filters get what was verified, and nothing that was only claimed.
+package identity
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+
+	"golang.org/x/crypto/bcrypt"
+
+	"github.com/promweave/promweave/core/access"
+)
+
+// The methods by which a caller says who it is, as in access.Caller.
+const (
+	MethodBasic  = "basic"
+	MethodBearer = "bearer"
+	MethodMTLS   = "mtls"
+)
+
+// Config says by what callers may say who they are.
+type Config struct {
+	// Users are bcrypt hashes of passwords by user.
+	Users map[string]string
+	// JWT, if not nil, accepts bearer tokens.
+	JWT *JWT
+	// MTLS accepts the verified certificate of a client.
+	MTLS bool
+	// Headers are those that filters may see, in any case.
+	Headers []string
+	// Open are paths, and full names of gRPC methods, that need no name.
+	Open []string
+}
+
+// UnknownError is a caller of which nobody knows who it is. Its text says no more
+// than whoever tries to get in may know.
+type UnknownError struct {
+	text string
+	// Challenges for the header WWW-Authenticate.
+	Challenges []string
+}
+
+// Error returns the text.
+func (e *UnknownError) Error() string { return e.text }
+
+// Verifier verifies callers. It is safe for concurrent use.
+type Verifier struct {
+	cfg        Config
+	log        *slog.Logger
+	tokens     *tokens // nil: none are accepted
+	challenges []string
+	open       map[string]bool
+
+	// verified passwords, under a key that only this process knows: bcrypt takes
+	// tens of milliseconds, and dashboards ask often.
+	key      []byte
+	mu       sync.Mutex
+	verified map[[sha256.Size]byte]bool
+	// busy bounds how many passwords are hashed at a time, which takes a processor each.
+	busy chan struct{}
+}
+
+// New checks cfg. Keys of an issuer are fetched when the first token comes, so that
+// an issuer that is down does not keep a server from starting.
+func New(cfg Config, log *slog.Logger) (*Verifier, error) {
+	v := &Verifier{cfg: cfg, log: log, open: map[string]bool{}, key: make([]byte, 32), verified: map[[sha256.Size]byte]bool{}, busy: make(chan struct{}, 4)}
+	_, _ = rand.Read(v.key) // never fails
+	for user, hash := range cfg.Users {
+		if _, err := bcrypt.Cost([]byte(hash)); err != nil {
+			return nil, fmt.Errorf("password of user %q: no bcrypt hash: %w", user, err)
+		}
+	}
+	if len(cfg.Users) > 0 {
+		v.challenges = append(v.challenges, `Basic realm="promweave", charset="UTF-8"`)
+	}
+	if cfg.JWT != nil {
+		var err error
+		if v.tokens, err = newTokens(cfg.JWT, log); err != nil {
+			return nil, err
+		}
+		v.challenges = append(v.challenges, `Bearer realm="promweave"`)
+	}
+	for _, p := range cfg.Open {
+		v.open[p] = true
+	}
+	return v, nil
+}
+
+// Required says whether callers have to say who they are.
+func (v *Verifier) Required() bool { return len(v.cfg.Users) > 0 || v.tokens != nil || v.cfg.MTLS }
+
+// HTTP verifies who sent a request and returns its context with the caller. The
+// error is an *UnknownError, or says that the issuer's keys cannot be had.
+func (v *Verifier) HTTP(r *http.Request) (context.Context, error) {
+	var chains [][]*x509.Certificate
+	if r.TLS != nil {
+		chains = r.TLS.VerifiedChains
+	}
+	return v.verify(r.Context(), r.URL.Path, r.Header.Values("Authorization"), chains, func(name string) []string { return r.Header.Values(name) })
+}
+
+func (v *Verifier) verify(ctx context.Context, path string, auth []string, chains [][]*x509.Certificate, header func(string) []string) (context.Context, error) {
+	c, err := v.caller(ctx, auth, chains)
+	switch {
+	case err != nil && v.open[path]:
+		c = &access.Caller{} // known or not makes no difference there
+	case err != nil:
+		return nil, err
+	}
+	if c.Method != "" {
+		// From somebody unknown a header says nothing.
+		for _, name := range v.cfg.Headers {
+			if values := header(name); len(values) > 0 {
+				if c.Headers == nil {
+					c.Headers = map[string][]string{}
+				}
+				c.Headers[strings.ToLower(name)] = values
+			}
+		}
+	}
+	return access.WithCaller(ctx, c), nil
+}
+
+func (v *Verifier) caller(ctx context.Context, auth []string, chains [][]*x509.Certificate) (*access.Caller, error) {
+	if !v.Required() {
+		return &access.Caller{}, nil
+	}
+	if len(auth) > 1 {
+		return nil, v.unknown("several Authorization headers: send one")
+	}
+	if len(auth) == 1 {
+		scheme, value, _ := strings.Cut(auth[0], " ")
+		switch {
+		case strings.EqualFold(scheme, "Basic") && len(v.cfg.Users) > 0:
+			return v.basic(ctx, value)
+		case strings.EqualFold(scheme, "Bearer") && v.tokens != nil:
+			c, err := v.tokens.verify(ctx, strings.TrimSpace(value))
+			var unknown *UnknownError
+			if errors.As(err, &unknown) {
+				unknown.Challenges = v.challenges
+			}
+			return c, err
+		}
+		return nil, v.unknown("this kind of Authorization is not accepted here")
+	}
+	if v.cfg.MTLS && len(chains) > 0 && len(chains[0]) > 0 {
+		return certificate(chains[0][0]), nil
+	}
+	return nil, v.unknown("say who you are: %s", v.ways())
+}
+
+func (v *Verifier) ways() string {
+	var ways []string
+	if len(v.cfg.Users) > 0 {
+		ways = append(ways, "user and password")
+	}
+	if v.tokens != nil {
+		ways = append(ways, "a bearer token")
+	}
+	if v.cfg.MTLS {
+		ways = append(ways, "a client certificate")
+	}
+	return strings.Join(ways, " or ")
+}
+
+func (v *Verifier) unknown(format string, args ...any) error {
+	return &UnknownError{text: fmt.Sprintf(format, args...), Challenges: v.challenges}
+}
+
+// nobody is the hash that passwords of unknown users are compared with, so that
+// the time of an answer does not tell which users there are.
+var nobody, _ = bcrypt.GenerateFromPassword([]byte("nobody has this password"), bcrypt.DefaultCost)
+
+// mostVerified bounds the remembered passwords.
+const mostVerified = 1000
+
+func (v *Verifier) basic(ctx context.Context, encoded string) (*access.Caller, error) {
+	wrong := v.unknown("user or password is wrong")
+	plain, err := base64.StdEncoding.DecodeString(strings.TrimSpace(encoded))
+	user, password, ok := strings.Cut(string(plain), ":")
+	if err != nil || !ok || len(password) > 72 { // bcrypt's bound
+		return nil, wrong
+	}
+	mac := hmac.New(sha256.New, v.key)
+	fmt.Fprintf(mac, "%d:%s:%s", len(user), user, password)
+	id := [sha256.Size]byte(mac.Sum(nil))
+	v.mu.Lock()
+	known := v.verified[id]
+	v.mu.Unlock()
+	if !known {
+		select {
+		case v.busy <- struct{}{}:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+		hash, exists := v.cfg.Users[user]
+		if !exists {
+			hash = string(nobody)
+		}
+		err := bcrypt.CompareHashAndPassword([]byte(hash), []byte(password))
+		<-v.busy
+		if err != nil || !exists {
+			v.log.Warn("refused", "user", user, "method", MethodBasic)
+			return nil, wrong
+		}
+		v.mu.Lock()
+		if len(v.verified) >= mostVerified {
+			clear(v.verified)
+		}
+		v.verified[id] = true
+		v.mu.Unlock()
+	}
+	claims, _ := json.Marshal(map[string]string{"sub": user})
+	return &access.Caller{Method: MethodBasic, Subject: user, Claims: claims}, nil
+}
+
+// certificate is who a verified client certificate names: its common name, or the
+// first of its other names.
+func certificate(c *x509.Certificate) *access.Caller {
+	claims := map[string]any{}
+	add := func(key string, list []string) {
+		if len(list) > 0 {
+			claims[key] = list
+		}
+	}
+	var uris []string
+	for _, u := range c.URIs {
+		uris = append(uris, u.String())
+	}
+	add("dns", c.DNSNames)
+	add("uri", uris)
+	add("email", c.EmailAddresses)
+	add("organization", c.Subject.Organization)
+	add("organizational_unit", c.Subject.OrganizationalUnit)
+	subject := c.Subject.CommonName
+	if subject != "" {
+		claims["common_name"] = subject
+	}
+	for _, list := range [][]string{uris, c.DNSNames, c.EmailAddresses} {
+		if subject == "" && len(list) > 0 {
+			subject = list[0]
+		}
+	}
+	claims["sub"] = subject
+	out, _ := json.Marshal(claims)
+	return &access.Caller{Method: MethodMTLS, Subject: subject, Claims: out}
+}
