@@ -13,6 +13,7 @@ import (
 // carriers with a symbol table can pass theirs through; use the methods.
 type Batch struct {
 	series  []Series
+	framed  *framed // instead of series, not beside them
 	notices []Notice
 	// bytes is the size of label sets and chunk data, for limits.
 	bytes int
@@ -26,6 +27,7 @@ func NewNotices(n ...Notice) *Batch { return &Batch{notices: n} }
 
 // Append adds a series. The batch takes s.Chunks over.
 func (b *Batch) Append(s Series) {
+	b.thaw()
 	b.bytes += s.Size()
 	b.series = append(b.series, s)
 }
@@ -34,10 +36,29 @@ func (b *Batch) Append(s Series) {
 func (b *Batch) Notify(n Notice) { b.notices = append(b.notices, n) }
 
 // Len is the number of series.
-func (b *Batch) Len() int { return len(b.series) }
+func (b *Batch) Len() int {
+	if b.framed != nil {
+		return b.framed.view.Rows()
+	}
+	return len(b.series)
+}
 
 // At returns series i. Its chunks are the batch's own memory: read only.
-func (b *Batch) At(i int) Series { return b.series[i] }
+func (b *Batch) At(i int) Series {
+	if b.framed != nil {
+		return b.framed.at(i)
+	}
+	return b.series[i]
+}
+
+// Chunks returns the chunks of series i, which is cheaper than At where label sets are
+// not needed. They are read only.
+func (b *Batch) Chunks(i int) []Chunk {
+	if b.framed != nil {
+		return b.framed.chunksAt(i)
+	}
+	return b.series[i].Chunks
+}
 
 // Bytes is the size in memory of label sets and chunk data, roughly.
 func (b *Batch) Bytes() int { return b.bytes }

@@ -30,6 +30,7 @@ const (
 	frameHeader = 48
 	replyHeader = 32
 	recordBytes = 32
+	maxKind     = 5
 	flagChunks  = 1
 	keepNone    = 0xFFFFFFFF
 )
@@ -385,7 +386,7 @@ func (f *Frame) checkChunks(r *reader, at, rows uint32) string {
 			what = "its min time is after its max time"
 		case uint64(from)+uint64(n) > uint64(len(data)) || uint64(n) > r.left:
 			what = "its bytes do not lie inside"
-		case kind > 5:
+		case kind > maxKind:
 			what = "its kind is unknown"
 		case encoding == EncodingPlain:
 			if kind != 0 {
@@ -393,10 +394,15 @@ func (f *Frame) checkChunks(r *reader, at, rows uint32) string {
 			} else {
 				what = checkPlain(data[from:from+n], minTime, maxTime)
 			}
-		case encoding < 1 || encoding > 3:
+		case encoding == EncodingNone:
+			if kind != 0 || n != 0 {
+				what = "has an encoding of nothing, but a kind or bytes"
+			}
+		case encoding > 3:
 			what = "its encoding is unknown"
-		case n < 2:
-			what = "it has no room for a number of samples"
+		case n < 2 || (n < 3 && encoding > 1):
+			// Decoders of chunks rely on their header.
+			what = "its bytes are too few for a header"
 		}
 		if what != "" {
 			return "record " + strconv.Itoa(i) + ": " + what
@@ -564,8 +570,12 @@ func (c Chunks) At(i int) Chunk {
 	}
 }
 
-// EncodingPlain is the encoding of chunks that are (i64 time, f64 value) pairs.
-const EncodingPlain = 256
+// Encodings beside those of the TSDB. EncodingNone is a downsampled chunk without any
+// of its aggregates, since none was asked for; EncodingPlain is (i64 time, f64 value) pairs.
+const (
+	EncodingNone  = 0
+	EncodingPlain = 256
+)
 
 // Chunk is a chunk record; kinds and encodings are in README.md.
 type Chunk struct {

@@ -95,7 +95,7 @@ func randomRows(r *rand.Rand, n int) []row {
 			out.labels = append(out.labels, name, set[name])
 		}
 		for k := 0; withChunks && k < r.IntN(4); k++ {
-			c := Chunk{MinTime: -r.Int64N(1e12), MaxTime: r.Int64N(1e12), Kind: uint32(r.IntN(6)), Encoding: uint32(1 + r.IntN(3)), Data: make([]byte, 2+r.IntN(30))}
+			c := Chunk{MinTime: -r.Int64N(1e12), MaxTime: r.Int64N(1e12), Kind: uint32(r.IntN(6)), Encoding: uint32(1 + r.IntN(3)), Data: make([]byte, 3+r.IntN(30))}
 			for i := range c.Data {
 				c.Data[i] = byte(r.Uint32())
 			}
