@@ -11,8 +11,8 @@ import (
 	"github.com/promweave/promweave/sdk/backend"
 	"github.com/promweave/promweave/sdk/filter"
 	"github.com/promweave/promweave/sdk/frame"
-	"github.com/promweave/promweave/sdk/plugin/wire"
 	"github.com/promweave/promweave/sdk/pluginpb"
+	"github.com/promweave/promweave/sdk/pluginpb/convert"
 )
 
 // remoteFilter is a configured filter.
@@ -26,27 +26,27 @@ var (
 func (f *remoteFilter) Plan() filter.Plan {
 	f.in.mu.Lock()
 	defer f.in.mu.Unlock()
-	return f.in.plan
+	return *f.in.plan
 }
 
 func (f *remoteFilter) Request(ctx context.Context, c *filter.RequestCall) (*filter.RequestReply, error) {
 	return call(ctx, f.in, "request", f.in.h.cfg.CallTime, func(ctx context.Context, conn *Conn, id uint64) (*filter.RequestReply, error) {
-		m, err := conn.plugin.Request(ctx, wire.RequestCallToWire(id, c), control()...)
+		m, err := conn.plugin.Request(ctx, convert.ToRequestCall(id, c), control()...)
 		if err != nil {
 			return nil, err
 		}
-		r, err := wire.RequestReplyFromWire(m)
+		r, err := convert.FromRequestReply(m)
 		return r, invalid(err)
 	})
 }
 
 func (f *remoteFilter) Select(ctx context.Context, c *filter.SelectCall) (*filter.SelectReply, error) {
 	return call(ctx, f.in, "select", f.in.h.cfg.CallTime, func(ctx context.Context, conn *Conn, id uint64) (*filter.SelectReply, error) {
-		m, err := conn.plugin.Select(ctx, wire.SelectCallToWire(id, c), control()...)
+		m, err := conn.plugin.Select(ctx, convert.ToSelectCall(id, c), control()...)
 		if err != nil {
 			return nil, err
 		}
-		r, err := wire.SelectReplyFromWire(m)
+		r, err := convert.FromSelectReply(m)
 		return r, invalid(err)
 	})
 }

@@ -119,6 +119,9 @@ type Host struct {
 var (
 	errStarting = errors.New("it has not been reached yet")
 	errClosed   = errors.New("it is closed")
+	errReleased = errors.New("the instance is closed")
+	// errNone marks errors of calls that found no life of the plug-in to go to.
+	errNone = errors.New("no connection")
 )
 
 // New returns a Host without a connection: its calls are refused, or wait, until Use.
@@ -201,7 +204,7 @@ func (h *Host) Use(ctx context.Context, c *Conn) error {
 		}
 		h.mu.Unlock()
 		for _, in := range todo {
-			if _, err := in.configure(ctx, c); err != nil {
+			if _, err := in.configure(ctx, c); err != nil && !errors.Is(err, errReleased) {
 				h.forget(c)
 				return err
 			}
@@ -288,7 +291,7 @@ func (h *Host) acquire(ctx context.Context, avoid *Conn) (*Conn, error) {
 			if lost == nil {
 				lost = errors.New("the connection is gone")
 			}
-			return nil, tally.Fault(h.cfg.Name, "not available", backend.ErrUnavailable, lost)
+			return nil, &none{tally.Fault(h.cfg.Name, "not available", backend.ErrUnavailable, lost)}
 		}
 		timer := time.NewTimer(wait)
 		select {
@@ -302,7 +305,13 @@ func (h *Host) acquire(ctx context.Context, avoid *Conn) (*Conn, error) {
 	}
 }
 
-// Filter configures an instance of a filter.
+// none is the error of a call that found no life of the plug-in to go to.
+type none struct{ error }
+
+func (n *none) Unwrap() []error { return []error{n.error, errNone} }
+
+// Filter configures an instance of a filter, which takes the plug-in to be there:
+// its plan has to be known.
 func (h *Host) Filter(ctx context.Context, c *filter.Config) (carrier.Filter, error) {
 	in, err := h.add(ctx, c, false)
 	if err != nil {
@@ -311,7 +320,8 @@ func (h *Host) Filter(ctx context.Context, c *filter.Config) (carrier.Filter, er
 	return &remoteFilter{in: in}, nil
 }
 
-// Backend configures an instance of a store backend. It has all optional interfaces
+// Backend configures an instance of a store backend. If the plug-in is not there
+// that is left for later, and what is wrong with the configuration is an error of Info. It has all optional interfaces
 // of package backend; which of them answer is in its capabilities.
 func (h *Host) Backend(ctx context.Context, c *filter.Config) (backend.Backend, error) {
 	in, err := h.add(ctx, c, true)

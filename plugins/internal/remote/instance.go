@@ -21,6 +21,7 @@ import (
 	"github.com/promweave/promweave/sdk/filter"
 	"github.com/promweave/promweave/sdk/plugin/wire"
 	"github.com/promweave/promweave/sdk/pluginpb"
+	"github.com/promweave/promweave/sdk/pluginpb/convert"
 )
 
 // controlBytes is the most that a reply may have that carries no data.
@@ -43,8 +44,7 @@ type instance struct {
 
 	mu       sync.Mutex
 	ids      map[*Conn]uint64
-	plan     filter.Plan
-	planned  bool
+	plan     *filter.Plan // nil before the first time
 	released bool
 }
 
@@ -68,11 +68,11 @@ func (h *Host) add(ctx context.Context, c *filter.Config, isBackend bool) (*inst
 		conn.end()
 		return in, nil
 	}
-	if !isBackend || !errors.Is(err, errStarting) {
+	if !isBackend || !errors.Is(err, errNone) {
 		h.remove(in)
 		return nil, err
 	}
-	// A store that has not been reached yet is one that is down: Info will say so.
+	// A store that cannot be reached now is one that is down: Info will say so.
 	return in, nil
 }
 
@@ -108,7 +108,7 @@ func (in *instance) configure(ctx context.Context, c *Conn) (uint64, error) {
 		in.mu.Lock()
 		defer in.mu.Unlock()
 		if in.released {
-			return 0, backend.Errorf(backend.ErrUnavailable, "plug-in %s: instance %q is closed", in.h.cfg.Name, in.req.GetName())
+			return 0, &backend.Error{Kind: backend.ErrUnavailable, Text: fmt.Sprintf("plug-in %s: instance %q is closed", in.h.cfg.Name, in.req.GetName()), Err: errReleased}
 		}
 		return in.ids[c], nil
 	}
@@ -133,18 +133,18 @@ func (in *instance) configure(ctx context.Context, c *Conn) (uint64, error) {
 	if m.GetInstance() == 0 {
 		return 0, in.h.lied(c, "configure "+in.req.GetName(), errors.New("the instance id is 0"))
 	}
-	var plan filter.Plan
+	plan := &filter.Plan{}
 	if !in.isBackend {
-		if plan, err = wire.PlanFromWire(m.GetPlan()); err != nil {
+		if plan, err = convert.FromPlan(m.GetPlan()); err != nil {
 			return 0, in.h.lied(c, "configure "+in.req.GetName(), err)
 		}
 	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if in.planned && !reflect.DeepEqual(plan, in.plan) {
+	if in.plan != nil && !reflect.DeepEqual(plan, in.plan) {
 		return 0, in.h.lied(c, "configure "+in.req.GetName(), errors.New("its plan is not the one that it had before it was started again; reload the configuration"))
 	}
-	in.plan, in.planned = plan, true
+	in.plan = plan
 	in.ids[c] = m.GetInstance()
 	return m.GetInstance(), nil
 }

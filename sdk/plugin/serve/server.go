@@ -24,6 +24,7 @@ import (
 	"github.com/promweave/promweave/sdk/plugin/store"
 	"github.com/promweave/promweave/sdk/plugin/wire"
 	"github.com/promweave/promweave/sdk/pluginpb"
+	"github.com/promweave/promweave/sdk/pluginpb/convert"
 )
 
 // maxInstances is far above what any configuration has; it ends a host that
@@ -129,7 +130,11 @@ func (s *Server) description() *pluginpb.Description {
 // Configure implements pluginpb.PluginServer.
 func (s *Server) Configure(ctx context.Context, m *pluginpb.ConfigureRequest) (out *pluginpb.ConfigureReply, err error) {
 	defer s.guard(ctx, "Configure", m.GetName(), &err)
-	return s.configure(ctx, wire.ConfigFromWire(m))
+	c, err := convert.FromConfigureRequest(m)
+	if err != nil {
+		return nil, backend.Errorf(backend.ErrInvalid, "configure: %w", err)
+	}
+	return s.configure(ctx, c)
 }
 
 func (s *Server) configure(ctx context.Context, c *filter.Config) (*pluginpb.ConfigureReply, error) {
@@ -144,10 +149,7 @@ func (s *Server) configure(ctx context.Context, c *filter.Config) (*pluginpb.Con
 			return nil, errors.New("Configure of the filter returned neither an instance nor an error")
 		}
 		plan := f.Plan()
-		if out.Plan, err = wire.PlanToWire(&plan); err != nil {
-			return nil, err
-		}
-		in.filter = f
+		in.filter, out.Plan = f, convert.ToPlan(&plan)
 	} else {
 		b, err := s.cfg.Backend.Configure(c)
 		if err != nil {
@@ -161,7 +163,7 @@ func (s *Server) configure(ctx context.Context, c *filter.Config) (*pluginpb.Con
 		quick, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
 		if info, err := b.Info(quick); err == nil {
-			out.Capabilities = wire.CapabilitiesToWire(capabilities(b, info.Capabilities))
+			out.Capabilities = wire.CapabilitiesToWire(wire.Served(b, info.Capabilities))
 		}
 	}
 	if err := s.add(in); err != nil {
@@ -349,15 +351,15 @@ func (s *Server) Request(ctx context.Context, m *pluginpb.RequestCall) (out *plu
 	if !ok {
 		return nil, unimplemented("request hook")
 	}
-	c, err := wire.RequestCallFromWire(m)
+	c, err := convert.FromRequestCall(m)
 	if err != nil {
-		return nil, err
+		return nil, backend.Errorf(backend.ErrInvalid, "request: %w", err)
 	}
 	r, err := f.Request(c)
 	if err != nil {
 		return nil, err
 	}
-	return wire.RequestReplyToWire(r), nil
+	return convert.ToRequestReply(r), nil
 }
 
 // Select implements pluginpb.PluginServer.
@@ -372,15 +374,15 @@ func (s *Server) Select(ctx context.Context, m *pluginpb.SelectCall) (out *plugi
 	if !ok {
 		return nil, unimplemented("select hook")
 	}
-	c, err := wire.SelectCallFromWire(m)
+	c, err := convert.FromSelectCall(m)
 	if err != nil {
-		return nil, err
+		return nil, backend.Errorf(backend.ErrInvalid, "select: %w", err)
 	}
 	r, err := f.Select(c)
 	if err != nil {
 		return nil, err
 	}
-	return wire.SelectReplyToWire(r), nil
+	return convert.ToSelectReply(r), nil
 }
 
 // rewriting is what one call of Rewrite needs, kept for the next one.

@@ -29,22 +29,6 @@ func newStoreServer(b backend.Backend, name string, log *slog.Logger) *storeServ
 	return storeapi.NewServer(b, storeapi.ServerConfig{Name: name, Logger: log})
 }
 
-// capabilities are the claims of b, the optional calls among them only as far as b
-// has them.
-func capabilities(b backend.Backend, c backend.Capabilities) backend.Capabilities {
-	_, ok := b.(backend.ExemplarsBackend)
-	c.Exemplars = c.Exemplars && ok
-	_, ok = b.(backend.MetadataBackend)
-	c.Metadata = c.Metadata && ok
-	_, ok = b.(backend.RulesBackend)
-	c.Rules = c.Rules && ok
-	_, ok = b.(backend.TargetsBackend)
-	c.Targets = c.Targets && ok
-	_, ok = b.(backend.StatisticsBackend)
-	c.Statistics = c.Statistics && ok
-	return c
-}
-
 func (s *Server) useBackend(id uint64) (*instance, func(), error) {
 	in, done, err := s.use(id)
 	if err == nil && in.backend == nil {
@@ -66,7 +50,7 @@ func (s *Server) Info(ctx context.Context, m *pluginpb.InfoCall) (out *pluginpb.
 	if err != nil {
 		return nil, err
 	}
-	info.Capabilities = capabilities(in.backend, info.Capabilities)
+	info.Capabilities = wire.Served(in.backend, info.Capabilities)
 	return wire.InfoToWire(&info), nil
 }
 
@@ -183,7 +167,8 @@ func unary[A, R any](d *dispatcher, ctx context.Context, arg A, call func(*store
 		return none, err
 	}
 	defer done()
-	return call(st, ctx, arg)
+	out, err := call(st, ctx, arg)
+	return out, wire.Mark(err)
 }
 
 func streaming[A any, M any](d *dispatcher, arg A, stream grpc.ServerStreamingServer[M], call func(*storeServer, A, grpc.ServerStreamingServer[M]) error) error {
@@ -192,7 +177,7 @@ func streaming[A any, M any](d *dispatcher, arg A, stream grpc.ServerStreamingSe
 		return err
 	}
 	defer done()
-	return call(st, arg, stream)
+	return wire.Mark(call(st, arg, stream))
 }
 
 func (d *dispatcher) Info(ctx context.Context, m *infopb.InfoRequest) (*infopb.InfoResponse, error) {

@@ -191,6 +191,22 @@ func CapabilitiesFromWire(m *pluginpb.Capabilities) backend.Capabilities {
 	}
 }
 
+// Served are the claims of b, the optional calls among them only as far as b has
+// them.
+func Served(b backend.Backend, c backend.Capabilities) backend.Capabilities {
+	_, ok := b.(backend.ExemplarsBackend)
+	c.Exemplars = c.Exemplars && ok
+	_, ok = b.(backend.MetadataBackend)
+	c.Metadata = c.Metadata && ok
+	_, ok = b.(backend.RulesBackend)
+	c.Rules = c.Rules && ok
+	_, ok = b.(backend.TargetsBackend)
+	c.Targets = c.Targets && ok
+	_, ok = b.(backend.StatisticsBackend)
+	c.Statistics = c.Statistics && ok
+	return c
+}
+
 // InfoToWire returns the message for info.
 func InfoToWire(info *backend.Info) *pluginpb.InfoReply {
 	out := &pluginpb.InfoReply{

@@ -92,6 +92,31 @@ func Status(ctx context.Context, err error) error {
 	return detailed(code, word, err.Error())
 }
 
+// Mark adds the kind that fits the code of a status to it, so that a client takes it
+// for what the plug-in says. Codes that tell nothing stay as they are.
+func Mark(err error) error {
+	st, ok := status.FromError(err)
+	if err == nil || !ok || Said(err) != "" {
+		return err
+	}
+	word := ""
+	switch st.Code() {
+	case codes.InvalidArgument, codes.OutOfRange:
+		word = Invalid
+	case codes.Unimplemented:
+		word = Unsupported
+	case codes.ResourceExhausted:
+		word = Limit
+	case codes.Unavailable, codes.Aborted:
+		word = Unavailable
+	case codes.PermissionDenied, codes.Unauthenticated:
+		word = Denied
+	default:
+		return err
+	}
+	return detailed(st.Code(), word, st.Message())
+}
+
 // PanicStatus is the error of a call that panicked.
 func PanicStatus(text string) error { return detailed(codes.Internal, Panic, text) }
 
