@@ -58,6 +58,7 @@ func (s *Selection) Corrupt(origin int32, err error) {
 	}
 	a.row.State, a.row.Reason = report.RowPartial, report.ReasonCorrupt
 	a.row.Detail = err.Error()
+	a.log("a backend sent a chunk that does not decode", "detail", a.row.Detail)
 }
 
 // Failure returns an error if a share went missing after Collect, as a corrupt
@@ -140,7 +141,7 @@ func (s *Session) Collect(ctx context.Context, req *backend.SeriesRequest, repli
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	if req.MinTime > req.MaxTime {
+	if lo, hi := s.Grant.Clip(req.MinTime, req.MaxTime); lo > hi {
 		return out, nil
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -190,7 +191,7 @@ func (s *Session) Collect(ctx context.Context, req *backend.SeriesRequest, repli
 }
 
 func (s *Session) collectOne(ctx context.Context, a *ask, origin int32, req *backend.SeriesRequest, replicaLabels []string, r *run) {
-	sent, compensate := s.adapt(a, req)
+	sent, compensate := s.adapt(a, req, false)
 	var (
 		chk    checker
 		sorted = true

@@ -5,6 +5,7 @@ package fanout
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/prometheus/prometheus/model/labels"
@@ -19,6 +20,15 @@ type Question struct {
 	Matchers         []*labels.Matcher
 	// StoreMatch: see query.Options.
 	StoreMatch [][]*labels.Matcher
+	// Enforce are the matchers of the caller's grant, which hold on all that is
+	// selected, beside Matchers.
+	Enforce []*labels.Matcher
+
+	// all are Matchers and Enforce. They are judged together: that one label set
+	// meets these and another one those makes no backend worth asking.
+	all []*labels.Matcher
+	// outside: nothing of the range is visible to the caller.
+	outside bool
 }
 
 // Decide says whether a member is to be asked. State is RowWouldAsk if so,
@@ -26,7 +36,15 @@ type Question struct {
 // Whether it could hold data is judged before whether it can be reached: a store
 // that is down, but has nothing to say, makes no answer partial.
 func Decide(m *membership.Member, q Question) (report.RowState, report.Reason, string) {
-	return (&decider{Question: q}).decide(m)
+	return newDecider(q).decide(m)
+}
+
+func newDecider(q Question) *decider {
+	q.all = q.Matchers
+	if len(q.Enforce) > 0 {
+		q.all = slices.Concat(q.Matchers, q.Enforce)
+	}
+	return &decider{Question: q}
 }
 
 // decider decides about many members. A store that is ruled out should cost next
@@ -38,13 +56,23 @@ type decider struct {
 }
 
 func (q *decider) decide(m *membership.Member) (report.RowState, report.Reason, string) {
-	if !storeMatches(m, q.StoreMatch) {
+	if contradiction(m.Info.LabelSets, q.Enforce) != nil {
+		// Before all else, so that whatever the caller tries with names, addresses and
+		// times, it is as if the backend were not there.
+		return report.RowPruned, report.ReasonTenantPolicy, "the caller may see none of its external label sets"
+	}
+	if q.outside {
+		return report.RowPruned, report.ReasonTimeRange, "the caller may see nothing of the range asked for"
+	}
+	// Of one that never said what it has, a caller who must not see everything is not
+	// told the name (see sight): then no selector may find it out either.
+	if (m.Known || len(q.Enforce) == 0) && !storeMatches(m, q.StoreMatch) {
 		return report.RowPruned, report.ReasonStoreMatch, "no storeMatch[] selector holds on " + m.Address
 	}
 	if q.MaxTime < m.Info.MinTime || q.MinTime > m.Info.MaxTime {
 		return report.RowPruned, report.ReasonTimeRange, q.askedFor() + formatTime(m.Info.MinTime) + " to " + formatTime(m.Info.MaxTime)
 	}
-	if bad := contradiction(m.Info.LabelSets, q.Matchers); bad != nil {
+	if bad := contradiction(m.Info.LabelSets, q.all); bad != nil {
 		return report.RowPruned, report.ReasonExternalLabels, q.unmet(bad)
 	}
 	switch {

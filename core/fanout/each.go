@@ -23,6 +23,12 @@ type Answer[T any] struct {
 func Each[T any](ctx context.Context, s *Session, q Question, sel *report.Select, can func(*membership.Member) bool,
 	call func(context.Context, *membership.Member) (T, []backend.Notice, error),
 ) ([]Answer[T], error) {
+	return each(ctx, s, q, sel, can, func(ctx context.Context, a *ask) (T, []backend.Notice, error) { return call(ctx, a.m) })
+}
+
+func each[T any](ctx context.Context, s *Session, q Question, sel *report.Select, can func(*membership.Member) bool,
+	call func(context.Context, *ask) (T, []backend.Notice, error),
+) ([]Answer[T], error) {
 	all, err := s.plan(q, sel)
 	if err != nil {
 		return nil, err
@@ -62,7 +68,7 @@ func Each[T any](ctx context.Context, s *Session, q Question, sel *report.Select
 					}
 					got <- r
 				}()
-				if r.v, r.ns, r.err = call(actx, a.m); r.err == nil && actx.Err() != nil {
+				if r.v, r.ns, r.err = call(actx, a); r.err == nil && actx.Err() != nil {
 					// It may have ended for that, without a word.
 					r.err = context.Cause(actx)
 				}

@@ -14,6 +14,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -24,6 +25,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
 
+	"github.com/promweave/promweave/core/access"
 	"github.com/promweave/promweave/core/limits"
 	"github.com/promweave/promweave/core/membership"
 	"github.com/promweave/promweave/core/report"
@@ -44,6 +46,13 @@ type Options struct {
 	ReplicaLabels []string
 	// Tracer makes one span per backend asked; nil makes none.
 	Tracer trace.Tracer
+	// Grant is what the request may see; nil is everything. Its matchers are part of
+	// every question, and hold on everything that is returned.
+	Grant *access.Grant
+	// RequestID tells a caller who may not know details where the operator finds them.
+	RequestID string
+	// Logger gets those details; nil discards them.
+	Logger *slog.Logger
 }
 
 // Session is one request's use of the backends. It is safe for concurrent use.
@@ -65,6 +74,12 @@ const maxSelections = 32
 func NewSession(o Options) *Session {
 	if o.Tracer == nil {
 		o.Tracer = noop.Tracer{}
+	}
+	if o.Grant == nil {
+		o.Grant = access.Everything()
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	return &Session{Options: o, gate: make(chan struct{}, maxSelections)}
 }
@@ -108,11 +123,14 @@ var errOver = errors.New("came too late")
 // member, the ones to be asked among them in state RowWouldAsk, and fails if
 // the answer cannot become what is wanted.
 func (s *Session) plan(q Question, sel *report.Select) ([]*ask, error) {
-	q.StoreMatch = s.StoreMatch
+	q.StoreMatch, q.Enforce = s.StoreMatch, s.Grant.Enforce
+	lo, hi := s.Grant.Clip(q.MinTime, q.MaxTime)
+	q.outside = q.MinTime <= q.MaxTime && lo > hi
+	q.MinTime, q.MaxTime = lo, hi
 	n := len(s.View.Members)
 	all, asks, rows := make([]*ask, n), make([]ask, n), make([]report.Row, n)
 	sel.Backends = make([]*report.Row, n)
-	d := decider{Question: q}
+	d := newDecider(q)
 	for i, m := range s.View.Members {
 		row := &rows[i]
 		row.Backend, row.Kind, row.Required = m.Name, m.Kind, m.Required
@@ -181,6 +199,7 @@ func (a *ask) begin(ctx context.Context) (context.Context, context.CancelFunc) {
 
 func (a *ask) start(ctx context.Context) (context.Context, trace.Span) {
 	a.begun = time.Now()
+	ctx = context.WithValue(access.WithGrant(ctx, a.s.Grant), accountKey{}, &Account{a})
 	return a.s.Tracer.Start(ctx, "backend "+a.m.Name, trace.WithAttributes(
 		attribute.String("promweave.backend", a.m.Name), attribute.String("promweave.kind", a.m.Kind)))
 }
@@ -290,9 +309,12 @@ func (a *ask) finish(ctx context.Context, err error) error {
 		return context.Cause(ctx)
 	case errors.Is(err, backend.ErrLimit):
 		r.Reason = report.ReasonLimit
+	case errors.Is(err, backend.ErrDenied):
+		r.Reason = report.ReasonDenied
 	default:
 		r.Reason = report.ReasonFailed
 	}
+	a.log("the share of a backend is missing", "reason", r.Reason, "detail", r.Detail)
 	if r.Required || !s.Partial && !covered(a, a.siblings(), s.ReplicaLabels) {
 		return a.missingError(err)
 	}
@@ -342,6 +364,7 @@ func (a *ask) notice(n backend.Notice) {
 	const most = 20 // a peer may send one per block, for ever
 	if len(a.row.Notices) < most {
 		a.row.Notices = append(a.row.Notices, n.Text)
+		a.log("a backend says", "text", n.Text)
 	}
 	if n.Kind == backend.NoticeMissing {
 		a.row.State, a.row.Reason = report.RowPartial, report.ReasonIncomplete
@@ -362,7 +385,7 @@ func covered(a *ask, all []*ask, replicaLabels []string) bool {
 	}
 	lo, hi := max(a.q.MinTime, a.m.Info.MinTime), min(a.q.MaxTime, a.m.Info.MaxTime)
 	for _, set := range sets {
-		if firstContradiction(set, a.q.Matchers) >= 0 {
+		if firstContradiction(set, a.q.all) >= 0 {
 			continue // not part of the question
 		}
 		stripped := set.MatchLabels(false, replicaLabels...)

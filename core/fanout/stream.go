@@ -19,14 +19,26 @@ import (
 )
 
 // adapt returns the request for one backend, and what has to be done to its
-// answer because the backend does not claim to do it.
-func (s *Session) adapt(a *ask, req *backend.SeriesRequest) (*backend.SeriesRequest, func(iter.Seq2[*backend.Batch, error]) iter.Seq2[*backend.Batch, error]) {
+// answer because the backend does not claim to do it, or is not to be believed. raw
+// says that whoever gets the chunks reads them whole.
+func (s *Session) adapt(a *ask, req *backend.SeriesRequest, raw bool) (*backend.SeriesRequest, func(iter.Seq2[*backend.Batch, error]) iter.Seq2[*backend.Batch, error]) {
 	caps := a.m.Info.Capabilities
+	g := s.Grant
+	if slices.ContainsFunc(g.Enforce, func(m *labels.Matcher) bool { return slices.Contains(req.WithoutReplicaLabels, m.Name) }) {
+		// What is to be checked must not have been taken off before.
+		caps.WithoutReplicaLabels = false
+	}
 	sent := *shaping.Reduce(caps, req)
 	// Its own copy, for whoever breaks rule B-3: a slice of matchers that one
 	// backend sorts while another reads it makes wrong answers.
-	sent.Matchers = slices.Clone(req.Matchers)
-	sent.MinTime, sent.MaxTime = max(req.MinTime, a.m.AskMin), min(req.MaxTime, a.m.AskMax)
+	sent.Matchers = g.Enforcing(req.Matchers)
+	lo, hi := g.Clip(a.m.AskMin, a.m.AskMax)
+	sent.MinTime, sent.MaxTime = max(req.MinTime, lo), min(req.MaxTime, hi)
+	// Aggregates of windows that lie partly in the dark cannot be cut.
+	raw = raw && (lo > a.m.AskMin || hi < a.m.AskMax)
+	if raw {
+		sent.MaxResolution, sent.Aggregates = 0, nil
+	}
 	sent.PartialAllowed = s.Partial && !a.m.Required
 
 	s.mu.Lock()
@@ -44,19 +56,22 @@ func (s *Session) adapt(a *ask, req *backend.SeriesRequest) (*backend.SeriesRequ
 	if req.Limit > 0 && !caps.SeriesLimit {
 		row.Compensated = append(row.Compensated, "limit")
 	}
-	lo, hi := a.m.AskMin, a.m.AskMax
 	return &sent, func(seq iter.Seq2[*backend.Batch, error]) iter.Seq2[*backend.Batch, error] {
+		if g.Scoped() {
+			seq = s.verified(a, seq)
+		}
 		if lo != math.MinInt64 || hi != math.MaxInt64 {
-			seq = within(seq, lo, hi)
+			seq = within(seq, lo, hi, raw)
 		}
 		return shaping.Compensate(caps, req, seq)
 	}
 }
 
-// within cuts chunks to a backend's configured window: backends may return whole
-// chunks (rule S-7), and what lies outside of the window is somebody else's. Chunks
-// of aggregates are left whole; their windows are hours wide anyway.
-func within(seq iter.Seq2[*backend.Batch, error], lo, hi int64) iter.Seq2[*backend.Batch, error] {
+// within cuts chunks to a backend's configured window, or to what the caller may
+// see: backends may return whole chunks (rule S-7), and what lies outside is somebody
+// else's. Chunks of aggregates are left whole, their windows are hours wide anyway;
+// with raw those that reach outside are left out.
+func within(seq iter.Seq2[*backend.Batch, error], lo, hi int64, raw bool) iter.Seq2[*backend.Batch, error] {
 	return func(yield func(*backend.Batch, error) bool) {
 		for b, err := range seq {
 			if err != nil {
@@ -70,7 +85,7 @@ func within(seq iter.Seq2[*backend.Batch, error], lo, hi int64) iter.Seq2[*backe
 			for i := range b.Len() {
 				s := b.At(i)
 				if slices.ContainsFunc(s.Chunks, func(c backend.Chunk) bool { return c.MinTime < lo || c.MaxTime > hi }) {
-					if s.Chunks, err = cutChunks(s.Chunks, lo, hi); err != nil {
+					if s.Chunks, err = cutChunks(s.Chunks, lo, hi, raw); err != nil {
 						yield(nil, err)
 						return
 					}
@@ -87,13 +102,14 @@ func within(seq iter.Seq2[*backend.Batch, error], lo, hi int64) iter.Seq2[*backe
 	}
 }
 
-func cutChunks(in []backend.Chunk, lo, hi int64) ([]backend.Chunk, error) {
+func cutChunks(in []backend.Chunk, lo, hi int64, raw bool) ([]backend.Chunk, error) {
 	var out []backend.Chunk
 	for _, c := range in {
 		switch {
 		case c.MinTime > hi || c.MaxTime < lo:
-		case c.MinTime >= lo && c.MaxTime <= hi || c.Aggregates != nil:
+		case c.MinTime >= lo && c.MaxTime <= hi || c.Aggregates != nil && !raw:
 			out = append(out, c)
+		case c.Aggregates != nil:
 		default:
 			it := samples.NewIterator([]samples.Chunk{{Chunk: c}}, samples.Options{MinTime: lo, MaxTime: hi}, nil)
 			cut, err := shaping.EncodeIterator(it, lo, hi)
@@ -138,12 +154,12 @@ func (s *Session) Stream(ctx context.Context, req *backend.SeriesRequest, sel *r
 			yield(nil, err)
 			return
 		}
-		if req.MinTime <= req.MaxTime {
+		if lo, hi := s.Grant.Clip(req.MinTime, req.MaxTime); lo <= hi {
 			if !s.merge(ctx, req, toAsk(all), yield) {
 				return
 			}
 		}
-		if c := s.Completeness(); c.State != report.Complete {
+		if c := s.seen(s.Completeness()); c.State != report.Complete {
 			b := backend.NewBatch(0)
 			for _, w := range c.Warnings() {
 				b.Notify(backend.Notice{Kind: backend.NoticeMissing, Text: w})
@@ -293,7 +309,7 @@ func (s *Session) pump(src *source, req *backend.SeriesRequest, held *clock, got
 		}
 		got <- err
 	}()
-	sent, compensate := s.adapt(src.a, req)
+	sent, compensate := s.adapt(src.a, req, true)
 	var chk checker
 	for b, e := range compensate(src.a.m.Backend.Series(src.ctx, sent)) {
 		if e != nil {

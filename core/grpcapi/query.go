@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/promweave/promweave/core/access"
 	"github.com/promweave/promweave/core/query"
 	"github.com/promweave/promweave/sdk/backend"
 	"github.com/promweave/promweave/sdk/storepb"
@@ -266,10 +267,15 @@ func spansOf(in []histogram.Span) []*prompb.BucketSpan {
 
 // failed gives an error the code that a Thanos querier acts on.
 func failed(err error) error {
+	if denied := (*access.Denied)(nil); errors.Is(err, query.ErrDenied) && errors.As(err, &denied) {
+		return denied.GRPCStatus().Err()
+	}
 	code := codes.Aborted
 	switch {
 	case errors.Is(err, query.ErrBadData):
 		code = codes.InvalidArgument
+	case errors.Is(err, query.ErrDenied):
+		code = codes.PermissionDenied
 	case errors.Is(err, query.ErrTimeout):
 		code = codes.DeadlineExceeded
 	case errors.Is(err, query.ErrCanceled):

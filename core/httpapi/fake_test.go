@@ -23,6 +23,7 @@ import (
 	"github.com/prometheus/prometheus/util/stats"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/promweave/promweave/core/access"
 	"github.com/promweave/promweave/core/dedup"
 	"github.com/promweave/promweave/core/membership"
 	"github.com/promweave/promweave/core/query"
@@ -39,6 +40,8 @@ type fake struct {
 	ids  atomic.Int64
 	// finished counts calls of ReadResult.Finish.
 	finished atomic.Int64
+	// admit decides; nil admits everybody as operator.
+	admit func(context.Context, *access.Ask) (*access.Grant, error)
 }
 
 func (f *fake) note(format string, args ...any) {
@@ -388,7 +391,14 @@ func (f *fake) Statistics(_ context.Context, limit int, o query.Options) (*query
 	}, nil
 }
 
-func (*fake) Stores() []membership.Status {
+func (f *fake) Admit(ctx context.Context, ask *access.Ask) (*access.Grant, error) {
+	if f.admit == nil {
+		return access.Everything(), nil
+	}
+	return f.admit(ctx, ask)
+}
+
+func (*fake) Stores(context.Context) ([]membership.Status, error) {
 	return []membership.Status{
 		{
 			Name: "thanos/b:10901", Kind: "storeapi", Address: "b:10901", Healthy: true, Known: true,
@@ -400,5 +410,5 @@ func (*fake) Stores() []membership.Status {
 		},
 		{Name: "thanos/a:10901", Kind: "storeapi", Address: "a:10901", Known: true, Info: backend.Info{Component: "sidecar"}, LastError: "refused", Gone: "not in DNS"},
 		{Name: "influx", Kind: "influxdb", Address: "influx", Required: true},
-	}
+	}, nil
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/prometheus/tsdb/chunkenc"
 	"github.com/prometheus/prometheus/util/stats"
 
+	"github.com/promweave/promweave/core/access"
 	"github.com/promweave/promweave/core/httpapi/promjson"
 	"github.com/promweave/promweave/core/query"
 	"github.com/promweave/promweave/core/report"
@@ -291,6 +292,8 @@ func (s *Server) parseQuery(c *call) (*answer, error) {
 // address. Errors are plain text, which is what clients show.
 func (s *Server) read(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
+	refusal := &refusing{ResponseWriter: w}
+	w = refusal
 	fail := func(err error) {
 		s.log.Log(r.Context(), failureLevel(err), "remote read failed", "err", err)
 		http.Error(w, err.Error(), remoteread.Status(err))
@@ -315,17 +318,25 @@ func (s *Server) read(w http.ResponseWriter, r *http.Request) {
 		fail(err)
 		return
 	}
+	if len(req.Queries) == 0 {
+		// Nothing is asked, but whoever is not let in gets no answer all the same.
+		if _, err := s.q.Admit(r.Context(), &access.Ask{Kind: "read"}); err != nil {
+			refusal.because(err)
+			fail(readError(err))
+			return
+		}
+	}
 	results := make([]iter.Seq2[remoteread.SampleSeries, error], len(req.Queries))
 	if form == remoteread.Samples {
 		for i, q := range req.Queries {
-			results[i] = s.readSeries(r.Context(), q, o, func(rep *report.Report) { s.describeWorst(w.Header(), "", rep) })
+			results[i] = s.readSeries(r.Context(), q, o, refusal, func(rep *report.Report) { s.describeWorst(w.Header(), "", rep) })
 		}
 		err = remoteread.WriteSamples(w, req.Queries, results, remoteread.SamplesOptions{Limit: s.o.MaxReadSamples})
 	} else {
 		batches := make([]iter.Seq2[*backend.Batch, error], len(req.Queries))
 		for i, q := range req.Queries {
 			// By then frames are on their way, so that only a trailer is left.
-			batches[i] = encodeSeries(q, s.readSeries(r.Context(), q, o, func(rep *report.Report) {
+			batches[i] = encodeSeries(q, s.readSeries(r.Context(), q, o, refusal, func(rep *report.Report) {
 				s.describeWorst(w.Header(), http.TrailerPrefix, rep)
 			}))
 		}
@@ -335,6 +346,32 @@ func (s *Server) read(w http.ResponseWriter, r *http.Request) {
 		s.log.Log(r.Context(), failureLevel(err), "remote read failed", "err", err)
 	}
 }
+
+// refusing makes a 401 with its challenge of the 403 that a refusal otherwise is.
+type refusing struct {
+	http.ResponseWriter
+	challenge string
+	unknown   bool
+}
+
+func (w *refusing) because(err error) {
+	if e := toAPIError(err); e.status == http.StatusUnauthorized {
+		w.unknown, w.challenge = true, e.challenge
+	}
+}
+
+func (w *refusing) WriteHeader(status int) {
+	if status == http.StatusForbidden && w.unknown {
+		status = http.StatusUnauthorized
+		if w.challenge != "" {
+			w.Header().Set("WWW-Authenticate", w.challenge)
+		}
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Unwrap serves http.ResponseController.
+func (w *refusing) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // describeWorst is describe for a request with several reports.
 func (s *Server) describeWorst(h http.Header, prefix string, rep *report.Report) {
@@ -352,10 +389,11 @@ func (s *Server) describeWorst(h http.Header, prefix string, rep *report.Report)
 }
 
 // readSeries asks for one query's series when it is iterated.
-func (s *Server) readSeries(ctx context.Context, q remoteread.Query, o query.Options, done func(*report.Report)) iter.Seq2[remoteread.SampleSeries, error] {
+func (s *Server) readSeries(ctx context.Context, q remoteread.Query, o query.Options, refusal *refusing, done func(*report.Report)) iter.Seq2[remoteread.SampleSeries, error] {
 	return func(yield func(remoteread.SampleSeries, error) bool) {
 		res, err := s.q.Read(ctx, &query.ReadRequest{MinTime: q.MinTime, MaxTime: q.MaxTime, Matchers: q.Matchers, Options: o})
 		if err != nil {
+			refusal.because(err)
 			yield(remoteread.SampleSeries{}, readError(err))
 			return
 		}
@@ -395,6 +433,8 @@ func readError(err error) error {
 		kind = backend.ErrInvalid
 	case e.typ == typeTimeout, e.typ == typeCanceled, e.typ == typeUnavailable:
 		kind = backend.ErrUnavailable
+	case e.typ == typeForbidden, e.typ == typeUnauthorized:
+		kind = backend.ErrDenied
 	case e.typ == typeExecution:
 		kind = backend.Kind(err)
 	}

@@ -23,6 +23,12 @@ type route struct {
 	// plain writes an answer of its own.
 	plain http.HandlerFunc
 
+	// kind is what the gate is asked about before the handler runs; "" where Queries
+	// asks by itself, or nobody has to be asked. admin says that the route is the
+	// operator's.
+	kind  string
+	admin bool
+
 	id, doc string
 	params  []string
 	// data describes what is under the key data, in the words of JSON Schema.
@@ -61,7 +67,7 @@ func (s *Server) routes() []route {
 		{methods: getPost, path: "/api/v1/explain", api: s.explain, id: "explain",
 			doc:    "Says which backends a query would ask, without asking them: a range query if start, end or step is given.",
 			params: cat([]string{"time", "start", "end", "step"}, eval), data: ref("Report")},
-		{methods: get, path: "/api/v1/reports/{id}", api: s.report, id: "report",
+		{methods: get, path: "/api/v1/reports/{id}", kind: "report", api: s.report, id: "report",
 			doc: "Returns the report of a recent request by the ID in its header Promweave-Report-Id.", data: ref("Report")},
 
 		{methods: getPost, path: "/api/v1/series", api: s.series, id: "series",
@@ -87,22 +93,28 @@ func (s *Server) routes() []route {
 			doc: "Lists scrape targets.", params: cat([]string{"state", "scrapePool"}, partial),
 			data: object("activeTargets", list(schema{"type": "object"}), "droppedTargets", list(schema{"type": "object"}), "droppedTargetCounts", mapOf(integer()))},
 
-		{methods: getPost, path: "/api/v1/format_query", api: s.formatQuery, id: "formatQuery",
+		{methods: getPost, path: "/api/v1/format_query", kind: "format_query", api: s.formatQuery, id: "formatQuery",
 			doc: "Returns an expression in its usual layout.", params: []string{"query"}, data: text()},
-		{methods: getPost, path: "/api/v1/parse_query", api: s.parseQuery, id: "parseQuery",
+		{methods: getPost, path: "/api/v1/parse_query", kind: "parse_query", api: s.parseQuery, id: "parseQuery",
 			doc: "Returns the tree of an expression.", params: []string{"query"}, data: schema{"type": "object"}},
 
 		{methods: get, path: "/api/v1/stores", api: s.stores, id: "stores",
 			doc:  "Lists the expected backends by type of component, whether they can be reached or not.",
 			data: mapOf(list(ref("Store")))},
-		{methods: get, path: "/api/v1/status/buildinfo", api: s.buildInfo, id: "buildInfo",
+		{methods: get, path: "/api/v1/status/buildinfo", kind: "buildinfo", api: s.buildInfo, id: "buildInfo",
 			doc: "Returns the version of the program.", data: mapOf(text())},
-		{methods: get, path: "/api/v1/status/config", api: s.config, id: "config",
+		{methods: get, path: "/api/v1/status/config", kind: "config", admin: true, api: s.config, id: "config",
 			doc: "Returns the configuration, without secrets.", data: object("yaml", text())},
-		{methods: get, path: "/api/v1/status/flags", api: s.flags, id: "flags",
+		{methods: get, path: "/api/v1/status/flags", kind: "flags", admin: true, api: s.flags, id: "flags",
 			doc: "Returns the command-line flags.", data: mapOf(text())},
-		{methods: get, path: "/api/v1/status/runtimeinfo", api: s.runtimeInfo, id: "runtimeInfo",
+		{methods: get, path: "/api/v1/status/runtimeinfo", kind: "runtimeinfo", admin: true, api: s.runtimeInfo, id: "runtimeInfo",
 			doc: "Returns facts about the process.", data: schema{"type": "object"}},
+		{methods: get, path: "/api/v1/status/whoami", kind: "whoami", api: s.whoami, id: "whoami",
+			doc: "Says who the caller was taken for, and what they may see.", data: ref("Whoami")},
+		{methods: get, path: "/api/v1/plugins", kind: "plugins", admin: true, api: s.plugins, id: "plugins",
+			doc: "Lists plug-ins: what they are, what they may do, and how they are. For operators.", data: list(ref("Plugin"))},
+		{methods: []string{http.MethodPost}, path: "/api/v1/plugins/{name}/restart", kind: "plugin_restart", admin: true, api: s.restartPlugin, id: "restartPlugin",
+			doc: "Starts a plug-in anew. For operators.", data: object("name", text())},
 		{methods: get, path: "/api/v1/status/tsdb", api: s.tsdbStatus, id: "tsdbStatus",
 			doc:    "Returns statistics of the heads of all backends that have one, added up and one by one.",
 			params: cat([]string{"limit"}, partial), data: schema{"type": "object"}},
@@ -111,18 +123,18 @@ func (s *Server) routes() []route {
 			doc:      "Remote read: a ReadRequest in snappy, answered by a ReadResponse in snappy or by a stream of ChunkedReadResponse.",
 			params:   cat([]string{"dedup", "dedup_algorithm", "replicaLabels[]", "partial_response", "storeMatch[]", "timeout"}),
 			consumes: "application/x-protobuf", produces: "application/x-protobuf"},
-		{methods: get, path: "/api/v1/openapi.json", plain: s.document, id: "openAPI",
+		{methods: get, path: "/api/v1/openapi.json", kind: "openapi", plain: s.document, id: "openAPI",
 			doc: "Returns this document.", produces: "application/json"},
 
 		{methods: get, path: "/-/healthy", plain: s.healthy, id: "healthy",
 			doc: "Answers as long as the process lives.", produces: "text/plain"},
 		{methods: get, path: "/-/ready", plain: s.ready, id: "ready",
 			doc: "Answers 200 when queries can be answered, and 503 with the reason before.", produces: "text/plain"},
-		{methods: []string{http.MethodPost, http.MethodPut}, path: "/-/reload", plain: s.reload, id: "reload",
+		{methods: []string{http.MethodPost, http.MethodPut}, path: "/-/reload", kind: "reload", admin: true, plain: s.reload, id: "reload",
 			doc: "Reads the configuration again.", produces: "text/plain"},
-		{methods: get, path: "/metrics", plain: s.metrics, id: "metrics",
+		{methods: get, path: "/metrics", kind: "metrics", admin: true, plain: s.metrics, id: "metrics",
 			doc: "Returns the metrics of the process.", produces: "text/plain"},
-		{methods: getPost, path: "/debug/pprof/{profile...}", plain: s.profile, id: "profile",
+		{methods: getPost, path: "/debug/pprof/{profile...}", kind: "profile", admin: true, plain: s.profile, id: "profile",
 			doc: "Returns a profile of the process, or their index.", produces: "application/octet-stream"},
 	}
 }
@@ -284,12 +296,19 @@ func openAPI(routes []route, prefix string) ([]byte, error) {
 					"kind", text(), "required", boolean(), "healthy", boolean(), "known", boolean(), "capabilities", list(text())).
 					also("address", text(), "version", text(), "gone", text()),
 				"Missing": object("backend", text(), "reason", text()).also("detail", text()),
+				"Whoami": object("subject", text(), "method", text(), "tenants", list(text()), "enforced", list(text()), "admin", boolean(),
+					"limits", object("series", integer(), "samples", integer(), "bytes", integer()), "filters", list(text())).
+					also("minTime", text(), "maxTime", text()),
+				"Plugin": object("name", text(), "kind", oneOf("backend", "filter"), "role", text(), "launch", text(), "origin", text(), "version", text(),
+					"sha256", text(), "signer", text(), "permissions", list(text()), "state", text(), "since", text(), "restarts", integer(),
+					"faults", mapOf(integer()), "lastFault", text(), "lastFaultTime", schema{"type": "string", "nullable": true}, "lastLines", list(text()), "pid", integer(), "memoryBytes", integer(),
+					"instances", integer(), "busy", integer(), "calls", integer(), "usedBy", list(text()), "onFailure", text(), "protocolMinor", integer()),
 				"Report": object("version", integer(), "id", text(), "kind", text(),
 					"completeness", object("state", oneOf("complete", "partial", "unknown")).
 						also("missing", list(ref("Missing")), "covered", list(ref("Missing")), "onPeersWord", list(text())),
 					"selects", schema{"type": "array", "nullable": true, "items": schema{"type": "object"}}),
 				"Error": object("status", oneOf("error"),
-					"errorType", oneOf(typeBadData, typeExecution, typeTimeout, typeCanceled, typeInternal, typeUnavailable, typeNotFound),
+					"errorType", oneOf(typeBadData, typeExecution, typeTimeout, typeCanceled, typeInternal, typeUnavailable, typeNotFound, typeForbidden, typeUnauthorized),
 					"error", text()).also("report", ref("Report")),
 			},
 			"responses": schema{

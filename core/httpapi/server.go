@@ -27,6 +27,7 @@ import (
 
 	"github.com/klauspost/compress/gzhttp"
 
+	"github.com/promweave/promweave/core/access"
 	"github.com/promweave/promweave/core/httpapi/promjson"
 	"github.com/promweave/promweave/core/membership"
 	"github.com/promweave/promweave/core/query"
@@ -51,7 +52,9 @@ type Queries interface {
 	Metadata(ctx context.Context, metric string, limit int, o query.Options) (*query.MetadataResult, error)
 	Exemplars(ctx context.Context, expr string, start, end time.Time, o query.Options) (*query.ExemplarsResult, error)
 	Statistics(ctx context.Context, limit int, o query.Options) (*query.StatisticsResult, error)
-	Stores() []membership.Status
+	Stores(context.Context) ([]membership.Status, error)
+	// Admit decides about requests that no other method stands for.
+	Admit(context.Context, *access.Ask) (*access.Grant, error)
 }
 
 // BuildInfo is what /api/v1/status/buildinfo shows. Grafana decides by it what it
@@ -94,6 +97,16 @@ type Options struct {
 	UI http.Handler
 	// Reload reads the configuration again.
 	Reload func(context.Context) error
+	// Authenticate finds out who asks, before anything else is done for a request; nil
+	// asks nobody. It returns the request's context with the caller (access.WithCaller),
+	// or an error, which best is an *access.Denied. Only /-/healthy, /-/ready and what
+	// a browser asks before it sends credentials go without.
+	Authenticate func(*http.Request) (context.Context, error)
+	// Plugins tells what is known of each plug-in, for operators; nil: there are none.
+	Plugins func(context.Context) []PluginStatus
+	// RestartPlugin starts a plug-in anew. It returns ErrNoPlugin for a name that is
+	// not known.
+	RestartPlugin func(ctx context.Context, name string) error
 	// Ready says why the process cannot answer yet; nil: it can.
 	Ready func() error
 	// Config is the configuration as YAML, without secrets.
@@ -190,7 +203,7 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("httpapi: compression: %w", err)
 	}
-	s.handler = s.cors(gzip(s.guard(s.mux(routes))))
+	s.handler = s.cors(gzip(s.guard(s.identify(s.mux(routes)))))
 	return s, nil
 }
 
@@ -245,6 +258,17 @@ func (s *Server) serve(rt route, known map[string]bool) http.HandlerFunc {
 			}
 			s.fail(w, r, err)
 			return
+		}
+		if rt.kind != "" {
+			grant, err := s.q.Admit(r.Context(), &access.Ask{Kind: rt.kind})
+			if err == nil && rt.admin && !grant.Admin {
+				err = access.Forbidden("path %s is for operators only", clip(r.URL.Path))
+			}
+			if err != nil {
+				s.fail(w, r, err)
+				return
+			}
+			r = r.WithContext(access.WithGrant(r.Context(), grant))
 		}
 		if rt.api == nil {
 			rt.plain(w, r)
@@ -447,12 +471,16 @@ const (
 	typeInternal    = "internal"
 	typeUnavailable = "unavailable"
 	typeNotFound    = "not_found"
+	// Not of Prometheus, which has no such answers.
+	typeForbidden    = "forbidden"
+	typeUnauthorized = "unauthorized"
 )
 
 // apiError is an error in the terms of the envelope.
 type apiError struct {
 	status    int
 	typ, text string
+	challenge string // for WWW-Authenticate
 	report    *report.Report
 }
 
@@ -477,6 +505,7 @@ var errorTypes = []struct {
 	{query.ErrTimeout, http.StatusServiceUnavailable, typeTimeout},
 	{query.ErrCanceled, http.StatusServiceUnavailable, typeCanceled},
 	{query.ErrUnavailable, http.StatusServiceUnavailable, typeUnavailable},
+	{query.ErrDenied, http.StatusForbidden, typeForbidden},
 	{query.ErrInternal, http.StatusInternalServerError, typeInternal},
 	{context.DeadlineExceeded, http.StatusServiceUnavailable, typeTimeout},
 	{context.Canceled, http.StatusServiceUnavailable, typeCanceled},
@@ -503,6 +532,14 @@ func toAPIError(err error) *apiError {
 			kind = qe.Kind
 		}
 	}
+	var denied *access.Denied
+	if (qe == nil || errors.Is(kind, query.ErrDenied)) && errors.As(err, &denied) {
+		out.status, out.typ, out.text = http.StatusForbidden, typeForbidden, denied.Message
+		if denied.Status == http.StatusUnauthorized {
+			out.status, out.typ, out.challenge = denied.Status, typeUnauthorized, denied.Challenge
+		}
+		return out
+	}
 	for _, t := range errorTypes {
 		if errors.Is(kind, t.kind) {
 			out.status, out.typ = t.status, t.typ
@@ -517,6 +554,9 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	h := w.Header()
 	h.Set("Content-Type", "application/json")
 	h.Set("Cache-Control", "no-store")
+	if e.challenge != "" {
+		h.Set("WWW-Authenticate", e.challenge)
+	}
 	if e.report != nil {
 		s.describe(h, e.report)
 		if e.report.Completeness.State == report.Complete {
@@ -575,6 +615,37 @@ func (s *Server) guard(next http.Handler) http.Handler {
 			}
 		}()
 		next.ServeHTTP(t, r)
+	})
+}
+
+// identify finds out who asks. It sits before all routes and the user interface.
+func (s *Server) identify(next http.Handler) http.Handler {
+	if s.o.Authenticate == nil {
+		return next
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch path := strings.TrimPrefix(r.URL.Path, s.o.Prefix); {
+		case path == "/-/healthy", path == "/-/ready":
+			next.ServeHTTP(w, r)
+			return
+		case r.Method == http.MethodOptions && r.Header.Get("Access-Control-Request-Method") != "":
+			// A browser asks without credentials whether it may send them.
+			w.WriteHeader(http.StatusNoContent)
+			return
+		}
+		ctx, err := s.o.Authenticate(r)
+		if err == nil && ctx == nil {
+			err = errors.New("authentication returned nothing")
+		}
+		if err != nil {
+			if denied := (*access.Denied)(nil); !errors.As(err, &denied) && !errors.Is(err, backend.ErrUnavailable) {
+				s.log.ErrorContext(r.Context(), "authentication failed", "path", r.URL.Path, "err", err)
+				err = access.Forbidden("it could not be found out who asks; the log of the server has the reason")
+			}
+			s.fail(w, r, err)
+			return
+		}
+		next.ServeHTTP(w, r.WithContext(ctx))
 	})
 }
 

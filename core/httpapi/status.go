@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/prometheus/model/labels"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/promweave/promweave/core/access"
 	"github.com/promweave/promweave/core/httpapi/promjson"
 	"github.com/promweave/promweave/core/membership"
 	"github.com/promweave/promweave/core/query"
@@ -541,9 +542,13 @@ type apiStore struct {
 // stores lists the expected backends by type of component. Unlike Thanos it shows
 // those that never answered, under their kind: they are missing from answers, so
 // they must not be missing here.
-func (s *Server) stores(*call) (*answer, error) {
+func (s *Server) stores(c *call) (*answer, error) {
+	all, err := s.q.Stores(c.ctx)
+	if err != nil {
+		return nil, err
+	}
 	out := map[string][]*apiStore{}
-	for _, st := range s.q.Stores() {
+	for _, st := range all {
 		e := &apiStore{
 			Name: st.Name, LastCheck: st.LastCheck, LabelSets: st.Info.LabelSets,
 			MinTime: st.Info.MinTime, MaxTime: st.Info.MaxTime,
@@ -626,12 +631,27 @@ func (s *Server) runtimeInfo(*call) (*answer, error) {
 func (s *Server) report(c *call) (*answer, error) {
 	id := c.r.PathValue("id")
 	rep := s.reports.get(id)
-	if rep == nil {
+	if rep == nil || !mayRead(access.GrantOf(c.ctx), rep) {
 		return nil, notFound("report %s: not here; only the last %d are kept, by the process that answered. Add report=1 to a query to get its report along with the result", clip(id), s.o.MaxReports)
 	}
 	a := jsonAnswer(encodable(rep))
 	a.noStore = true
 	return a, nil
+}
+
+// mayRead says whether a report is the caller's own, or the caller the operator. Who
+// may see the same as whoever asked is taken for the same, so that a page that was
+// loaded with another token still finds its reports.
+func mayRead(g *access.Grant, rep *report.Report) bool {
+	if g == nil || g.Admin {
+		return g != nil
+	}
+	if rep.Access == nil {
+		return false
+	}
+	mine := query.AccessOf(g)
+	return mine.Subject == rep.Access.Subject && slices.Equal(mine.Tenants, rep.Access.Tenants) &&
+		slices.Equal(mine.Enforced, rep.Access.Enforced) && !rep.Access.Admin
 }
 
 // reportRing keeps the last reports, so many of them and so many bytes.
@@ -702,6 +722,9 @@ func reportSize(r *report.Report) int {
 			}
 			for _, m := range row.Notices {
 				n += len(m)
+			}
+			for _, f := range row.Filters {
+				n += 128 + len(f.Note)
 			}
 		}
 	}

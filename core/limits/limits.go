@@ -94,12 +94,36 @@ type Query struct {
 	p                      *Process
 	slot                   bool
 	series, samples, bytes atomic.Int64
+	// own are lower limits of this query alone.
+	own Config
 
 	// mu orders Add and End: what is added after the end would never be given back.
 	mu    sync.Mutex
 	ended bool
 	// held is what the process is charged with for this query.
 	held int64
+}
+
+// Lower bounds the query by less than the configuration does; 0 leaves a limit as
+// it is, and what is higher than the configured one changes nothing. It is to be
+// called before the first Add.
+func (q *Query) Lower(series, samples, bytes int64) {
+	q.own = Config{Series: series, Samples: samples, Bytes: bytes}
+}
+
+// bound is the limit in force.
+func bound(configured, own int64) int64 {
+	if own > 0 && (configured <= 0 || own < configured) {
+		return own
+	}
+	return configured
+}
+
+func exceeded(name string, configured, own, used int64) error {
+	if b := bound(configured, own); b != configured {
+		return &Exceeded{"access." + name, own, used, "narrow the matchers or the time range: the limit is that of the caller"}
+	}
+	return &Exceeded{"query.limits." + name, configured, used, narrow}
 }
 
 var errEnded = errors.New("the query has ended")
@@ -119,12 +143,12 @@ func (q *Query) Add(series, samples, bytes int) error {
 	q.held += int64(bytes)
 	all := q.p.bytes.Add(int64(bytes))
 	switch {
-	case c.Series > 0 && n > c.Series:
-		return &Exceeded{"query.limits.series", c.Series, n, narrow}
-	case c.Samples > 0 && s > c.Samples:
-		return &Exceeded{"query.limits.samples", c.Samples, s, narrow}
-	case c.Bytes > 0 && b > c.Bytes:
-		return &Exceeded{"query.limits.bytes", c.Bytes, b, narrow}
+	case over(n, c.Series, q.own.Series):
+		return exceeded("series", c.Series, q.own.Series, n)
+	case over(s, c.Samples, q.own.Samples):
+		return exceeded("samples", c.Samples, q.own.Samples, s)
+	case over(b, c.Bytes, q.own.Bytes):
+		return exceeded("bytes", c.Bytes, q.own.Bytes, b)
 	case c.ProcessBytes > 0 && all > c.ProcessBytes:
 		if q.held == all {
 			return &Exceeded{"query.limits.process_bytes", c.ProcessBytes, all, narrow}
@@ -133,6 +157,18 @@ func (q *Query) Add(series, samples, bytes int) error {
 			fmt.Sprintf("other queries hold %d of it: ask again later, %s", all-q.held, narrow)}
 	}
 	return nil
+}
+
+func over(used, configured, own int64) bool {
+	b := bound(configured, own)
+	return b > 0 && used > b
+}
+
+// Return takes back a charge of bytes as if they had never come: for whoever
+// gathers series on their way, and hands on what is charged again when it arrives.
+func (q *Query) Return(bytes int) {
+	q.Passed(bytes)
+	q.bytes.Add(-int64(bytes))
 }
 
 // Passed gives bytes back that were handed on and are not held any more. They
@@ -166,9 +202,9 @@ func (q *Query) End() {
 func (q *Query) Use() []report.LimitUse {
 	c := &q.p.cfg
 	return []report.LimitUse{
-		{Name: "series", Used: q.series.Load(), Limit: c.Series},
-		{Name: "samples", Used: q.samples.Load(), Limit: c.Samples},
-		{Name: "bytes", Used: q.bytes.Load(), Limit: c.Bytes},
+		{Name: "series", Used: q.series.Load(), Limit: bound(c.Series, q.own.Series)},
+		{Name: "samples", Used: q.samples.Load(), Limit: bound(c.Samples, q.own.Samples)},
+		{Name: "bytes", Used: q.bytes.Load(), Limit: bound(c.Bytes, q.own.Bytes)},
 		{Name: "process_bytes", Used: q.p.bytes.Load(), Limit: c.ProcessBytes},
 	}
 }

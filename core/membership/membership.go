@@ -32,6 +32,11 @@ type Spec struct {
 	Timeout time.Duration
 	// Window is what may be asked of it.
 	Window Window
+	// TrustLabels: the operator vouches that label names and values from it are those
+	// of series which match, so that they are taken as they are for requests that
+	// must not see everything. Without it such requests learn them from its series,
+	// whose label sets can be checked one by one.
+	TrustLabels bool
 }
 
 // Window bounds in time what a backend may be asked for.
@@ -81,7 +86,9 @@ type Member struct {
 	Timeout time.Duration
 	// AskMin and AskMax are the configured window, to which requests are cut.
 	AskMin, AskMax int64
-	Backend        backend.Backend
+	// TrustLabels: see Spec.
+	TrustLabels bool
+	Backend     backend.Backend
 }
 
 // Options of a Set; zero values mean the defaults in brackets.
@@ -312,7 +319,7 @@ func (s *Set) members(now time.Time) []*Member {
 			}
 			st.Info.MinTime = max(st.Info.MinTime, lo)
 			st.Info.MaxTime = min(st.Info.MaxTime, hi)
-			members = append(members, Member{Status: st, Timeout: e.Timeout, AskMin: lo, AskMax: hi, Backend: x.b})
+			members = append(members, Member{Status: st, Timeout: e.Timeout, AskMin: lo, AskMax: hi, TrustLabels: e.TrustLabels, Backend: x.b})
 		}
 	}
 	byName := func(a, b *Member) int { return strings.Compare(a.Name, b.Name) }

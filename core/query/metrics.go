@@ -13,6 +13,7 @@ import (
 
 type metrics struct {
 	requests *prometheus.CounterVec
+	denied   *prometheus.CounterVec
 	seconds  *prometheus.HistogramVec
 	backends *prometheus.CounterVec
 	series   *prometheus.CounterVec
@@ -24,6 +25,9 @@ func newMetrics(reg prometheus.Registerer, s *Service) (*metrics, error) {
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "promweave_requests_total", Help: "Requests by kind and completeness of the answer.",
 		}, []string{"kind", "completeness"}),
+		denied: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "promweave_requests_denied_total", Help: "Requests that were not admitted, by kind.",
+		}, []string{"kind"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "promweave_request_duration_seconds", Help: "Time that requests took, by kind.",
 			Buckets: []float64{.001, .005, .01, .05, .1, .5, 1, 5, 10, 60},
@@ -42,7 +46,7 @@ func newMetrics(reg prometheus.Registerer, s *Service) (*metrics, error) {
 		return m, nil
 	}
 	all := []prometheus.Collector{
-		m.requests, m.seconds, m.backends, m.series, m.bytes,
+		m.requests, m.denied, m.seconds, m.backends, m.series, m.bytes,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "promweave_requests_running", Help: "Requests that hold a slot just now.",
 		}, func() float64 { return float64(s.limits.Running()) }),

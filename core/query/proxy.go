@@ -5,6 +5,8 @@ package query
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"iter"
 	"math"
 	"slices"
@@ -12,6 +14,7 @@ import (
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/promql/parser"
 
+	"github.com/promweave/promweave/core/access"
 	"github.com/promweave/promweave/core/fanout"
 	"github.com/promweave/promweave/core/membership"
 	"github.com/promweave/promweave/core/report"
@@ -44,8 +47,32 @@ func (p Proxy) options(partial bool) Options {
 	return o
 }
 
-// Info sums up what the backends say of themselves.
-func (p Proxy) Info(context.Context) (backend.Info, error) {
+// refused gives an error of a request that did not begin a form that StoreAPI has.
+func refused(err error) error {
+	var denied *access.Denied
+	switch {
+	case errors.As(err, &denied):
+		return denied // it knows its gRPC status itself
+	case errors.Is(err, ErrDenied):
+		return backend.Errorf(backend.ErrDenied, "%v", err)
+	}
+	return backend.Errorf(backend.ErrUnavailable, "%w", err)
+}
+
+// plain is an error of a call that is answered by a Service as a whole.
+func plain(err error) error {
+	if errors.Is(err, ErrDenied) {
+		return refused(err)
+	}
+	return err
+}
+
+// Info sums up what the backends say of themselves, as far as the caller may see it.
+func (p Proxy) Info(ctx context.Context) (backend.Info, error) {
+	g, err := p.s.Admit(ctx, &access.Ask{Kind: "store_info"})
+	if err != nil {
+		return backend.Info{}, refused(err)
+	}
 	out := backend.Info{
 		Component: "query", MinTime: math.MaxInt64, MaxTime: math.MinInt64,
 		Capabilities: backend.Capabilities{
@@ -54,14 +81,22 @@ func (p Proxy) Info(context.Context) (backend.Info, error) {
 			Exemplars: true, Metadata: true, Rules: true, Targets: true, Statistics: true,
 		},
 	}
-	members := p.s.set.Status()
+	var members []membership.Status
+	anything := false
+	for _, st := range p.s.set.Status() {
+		if cut, ok := fanout.Cut(g, st); ok {
+			members = append(members, cut)
+		} else if !st.Known {
+			anything = true // who knows what it will turn out to have
+		}
+	}
 	for _, m := range members {
 		// What passes through keeps only what all keep (rule I-3).
 		c := &out.Capabilities
 		c.NativeHistograms = c.NativeHistograms && m.Info.Capabilities.NativeHistograms
 		c.StaleMarkers = c.StaleMarkers && m.Info.Capabilities.StaleMarkers
 	}
-	anything := len(members) == 0 // an empty querier may learn of backends at any time
+	anything = anything || len(members) == 0 // an empty querier may learn of backends at any time
 	for _, m := range members {
 		out.MinTime, out.MaxTime = min(out.MinTime, m.Info.MinTime), max(out.MaxTime, m.Info.MaxTime)
 		if len(m.Info.LabelSets) == 0 {
@@ -73,7 +108,7 @@ func (p Proxy) Info(context.Context) (backend.Info, error) {
 			}
 		}
 		// A querier that hands over whole queries goes by the ranges of the label sets.
-		out.Ranges = append(out.Ranges, m.Info.Ranges...)
+		out.Ranges = append(out.Ranges, m.Info.Ranges...) // copies, which are clipped below
 		if len(m.Info.Ranges) == 0 {
 			for _, ls := range m.Info.LabelSets {
 				out.Ranges = append(out.Ranges, backend.LabelSetRange{Labels: ls, MinTime: m.Info.MinTime, MaxTime: m.Info.MaxTime})
@@ -84,8 +119,13 @@ func (p Proxy) Info(context.Context) (backend.Info, error) {
 		// One that cannot say what it has makes the sum one that cannot say.
 		out.LabelSets = nil
 	}
-	if len(members) == 0 {
+	if anything && g.Scoped() || len(members) == 0 {
 		out.MinTime, out.MaxTime = math.MinInt64, math.MaxInt64
+	}
+	out.MinTime, out.MaxTime = g.Clip(out.MinTime, out.MaxTime)
+	for i := range out.Ranges {
+		x := &out.Ranges[i]
+		x.MinTime, x.MaxTime = g.Clip(x.MinTime, x.MaxTime)
 	}
 	slices.SortFunc(out.LabelSets, labels.Compare)
 	return out, nil
@@ -94,14 +134,14 @@ func (p Proxy) Info(context.Context) (backend.Info, error) {
 // Series merges the streams of all backends.
 func (p Proxy) Series(ctx context.Context, req *backend.SeriesRequest) iter.Seq2[*backend.Batch, error] {
 	return func(yield func(*backend.Batch, error) bool) {
-		ctx, r, err := p.s.begin(ctx, "store_series", p.options(req.PartialAllowed))
+		ctx, r, err := p.s.begin(ctx, storeAsk("store_series", req.Matchers, req.MinTime, req.MaxTime), p.options(req.PartialAllowed))
 		if err != nil {
-			yield(nil, backend.Errorf(backend.ErrUnavailable, "%w", err))
+			yield(nil, refused(err))
 			return
 		}
 		defer r.end()
 		for b, err := range r.session.Stream(ctx, req, selectRow(req.Matchers, req.MinTime, req.MaxTime)) {
-			if !yield(b, err) || err != nil {
+			if !yield(b, r.session.SeenError(err)) || err != nil {
 				break
 			}
 		}
@@ -109,20 +149,22 @@ func (p Proxy) Series(ctx context.Context, req *backend.SeriesRequest) iter.Seq2
 	}
 }
 
-func (p Proxy) labels(ctx context.Context, kind string, partial bool, ms []*labels.Matcher, minTime, maxTime int64, limit int,
-	call func(ctx context.Context, m *membership.Member, ms []*labels.Matcher, minTime, maxTime int64, limit int) (*backend.Labels, error),
-) (*backend.Labels, error) {
-	ctx, r, err := p.s.begin(ctx, kind, p.options(partial))
+func storeAsk(kind string, ms []*labels.Matcher, minTime, maxTime int64) *access.Ask {
+	return &access.Ask{Kind: kind, Query: fmt.Sprint(ms), Selectors: [][]*labels.Matcher{ms}, Start: minTime, End: maxTime}
+}
+
+func (p Proxy) labels(ctx context.Context, kind, name string, partial bool, ms []*labels.Matcher, minTime, maxTime int64, limit int, call fanout.LabelsCall) (*backend.Labels, error) {
+	ctx, r, err := p.s.begin(ctx, storeAsk(kind, ms, minTime, maxTime), p.options(partial))
 	if err != nil {
-		return nil, backend.Errorf(backend.ErrUnavailable, "%w", err)
+		return nil, refused(err)
 	}
 	defer r.end()
 	if minTime > maxTime {
 		return &backend.Labels{}, nil
 	}
-	values, err := r.labelsOf(ctx, ms, minTime, maxTime, limit, call)
+	values, err := r.labelsOf(ctx, name, ms, minTime, maxTime, call)
 	if err != nil {
-		return nil, err
+		return nil, r.session.SeenError(err)
 	}
 	return &backend.Labels{Values: shaping.SortedUnique(values, limit), Notices: notices(r.finish())}, nil
 }
@@ -137,16 +179,20 @@ func notices(rep *report.Report) []backend.Notice {
 
 // LabelNames merges the names of all backends.
 func (p Proxy) LabelNames(ctx context.Context, req *backend.LabelNamesRequest) (*backend.Labels, error) {
-	return p.labels(ctx, "store_label_names", req.PartialAllowed, req.Matchers, req.MinTime, req.MaxTime, req.Limit,
-		func(ctx context.Context, m *membership.Member, ms []*labels.Matcher, minTime, maxTime int64, limit int) (*backend.Labels, error) {
-			l, err := m.Backend.LabelNames(ctx, &backend.LabelNamesRequest{
+	l, err := p.labels(ctx, "store_label_names", "", req.PartialAllowed, req.Matchers, req.MinTime, req.MaxTime, 0,
+		func(ctx context.Context, m *membership.Member, ms []*labels.Matcher, minTime, maxTime int64) (*backend.Labels, error) {
+			return m.Backend.LabelNames(ctx, &backend.LabelNamesRequest{
 				MinTime: minTime, MaxTime: maxTime, Matchers: ms, PartialAllowed: req.PartialAllowed, WithoutReplicaLabels: req.WithoutReplicaLabels,
 			})
-			if l != nil {
-				l.Values = slices.DeleteFunc(slices.Clone(l.Values), func(n string) bool { return slices.Contains(req.WithoutReplicaLabels, n) })
-			}
-			return l, err
 		})
+	if err != nil {
+		return nil, err
+	}
+	l.Values = slices.DeleteFunc(l.Values, func(n string) bool { return slices.Contains(req.WithoutReplicaLabels, n) })
+	if req.Limit > 0 && len(l.Values) > req.Limit {
+		l.Values = l.Values[:req.Limit]
+	}
+	return l, nil
 }
 
 // LabelValues merges the values of all backends.
@@ -157,36 +203,33 @@ func (p Proxy) LabelValues(ctx context.Context, req *backend.LabelValuesRequest)
 	if slices.Contains(req.WithoutReplicaLabels, req.Name) {
 		return &backend.Labels{}, nil
 	}
-	return p.labels(ctx, "store_label_values", req.PartialAllowed, req.Matchers, req.MinTime, req.MaxTime, req.Limit,
-		func(ctx context.Context, m *membership.Member, ms []*labels.Matcher, minTime, maxTime int64, limit int) (*backend.Labels, error) {
+	return p.labels(ctx, "store_label_values", req.Name, req.PartialAllowed, req.Matchers, req.MinTime, req.MaxTime, req.Limit,
+		func(ctx context.Context, m *membership.Member, ms []*labels.Matcher, minTime, maxTime int64) (*backend.Labels, error) {
 			return m.Backend.LabelValues(ctx, &backend.LabelValuesRequest{
-				Name: req.Name, MinTime: minTime, MaxTime: maxTime, Matchers: ms, Limit: limit, PartialAllowed: req.PartialAllowed,
+				Name: req.Name, MinTime: minTime, MaxTime: maxTime, Matchers: ms, Limit: req.Limit, PartialAllowed: req.PartialAllowed,
 			})
 		})
 }
 
 // Exemplars asks all backends that have some.
 func (p Proxy) Exemplars(ctx context.Context, selectors [][]*labels.Matcher, minTime, maxTime int64) ([]*storepb.ExemplarData, []backend.Notice, error) {
-	answers, rep, err := ask(ctx, p.s, "store_exemplars", "", p.options(true), fanout.Question{MinTime: minTime, MaxTime: maxTime},
-		func(c *backend.Capabilities) bool { return c.Exemplars },
-		func(ctx context.Context, b backend.ExemplarsBackend, _ *membership.Member) ([]*storepb.ExemplarData, []backend.Notice, error) {
-			return b.Exemplars(ctx, selectors, minTime, maxTime)
-		})
+	answers, r, err := p.s.exemplars(ctx, "store_exemplars", "", selectors, minTime, maxTime, p.options(true))
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, plain(err)
 	}
+	defer r.end()
 	var out []*storepb.ExemplarData
 	for _, a := range answers {
 		out = append(out, a.Value...)
 	}
-	return out, notices(rep), nil
+	return out, notices(r.finish()), nil
 }
 
 // MetricMetadata asks all backends that have some.
 func (p Proxy) MetricMetadata(ctx context.Context, metric string, limit int) (map[string][]*storepb.Meta, []backend.Notice, error) {
 	res, err := p.s.Metadata(ctx, metric, limit, p.options(true))
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, plain(err)
 	}
 	return res.Metadata, notices(res.Report), nil
 }
@@ -195,7 +238,7 @@ func (p Proxy) MetricMetadata(ctx context.Context, metric string, limit int) (ma
 func (p Proxy) Rules(ctx context.Context, req *storepb.RulesRequest) ([]*storepb.RuleGroup, []backend.Notice, error) {
 	res, err := p.s.Rules(ctx, req, p.options(req.PartialResponseStrategy != storepb.PartialResponseStrategy_ABORT))
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, plain(err)
 	}
 	return res.Groups, notices(res.Report), nil
 }
@@ -204,7 +247,7 @@ func (p Proxy) Rules(ctx context.Context, req *storepb.RulesRequest) ([]*storepb
 func (p Proxy) Targets(ctx context.Context, state storepb.TargetsRequest_State) (*storepb.TargetDiscovery, []backend.Notice, error) {
 	res, err := p.s.Targets(ctx, state, p.options(true))
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, plain(err)
 	}
 	return res.Targets, notices(res.Report), nil
 }
@@ -213,7 +256,7 @@ func (p Proxy) Targets(ctx context.Context, state storepb.TargetsRequest_State) 
 func (p Proxy) Statistics(ctx context.Context, limit int) (*storepb.TSDBStatisticsEntry, []backend.Notice, error) {
 	res, err := p.s.Statistics(ctx, limit, p.options(true))
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, plain(err)
 	}
 	return SumStatistics(res.Entries, limit), notices(res.Report), nil
 }

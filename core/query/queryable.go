@@ -58,6 +58,8 @@ func (q *querier) Select(ctx context.Context, _ bool, hints *storage.SelectHints
 		req.SkipChunks = hints.Func == "series"
 		req.Hints = backend.Hints{StepMillis: hints.Step, RangeMillis: hints.Range, Func: hints.Func, Grouping: hints.Grouping, By: hints.By}
 	}
+	// Chunks may hold more than was asked for; what is read of them is cut by this.
+	req.MinTime, req.MaxTime = q.r.grant.Clip(req.MinTime, req.MaxTime)
 	choice := resolution.Choose(q.maxResolution, req.Hints.RangeMillis, req.Hints.StepMillis, req.Hints.Func)
 	req.MaxResolution, req.Aggregates = choice.MaxResolution, choice.Aggregates
 	sel := &report.Select{

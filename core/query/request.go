@@ -118,6 +118,9 @@ var (
 	ErrCanceled    = errors.New("canceled")
 	ErrInternal    = errors.New("internal")
 	ErrUnavailable = errors.New("unavailable")
+	// ErrDenied: the caller may not have this. Often there is an *access.Denied in
+	// the chain, which says more.
+	ErrDenied = errors.New("forbidden")
 )
 
 // Error is a failed request.

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/storage"
 
+	"github.com/promweave/promweave/core/access"
 	"github.com/promweave/promweave/core/fanout"
 	"github.com/promweave/promweave/core/membership"
 	"github.com/promweave/promweave/core/report"
@@ -66,7 +67,7 @@ func (s *Service) Series(ctx context.Context, req *MetaRequest) (*SeriesResult, 
 	if err := req.check(); err != nil {
 		return nil, err
 	}
-	ctx, r, err := s.begin(ctx, "series", req.Options)
+	ctx, r, err := s.begin(ctx, req.ask("series"), req.Options)
 	if err != nil {
 		return nil, err
 	}
@@ -113,9 +114,9 @@ func (req *MetaRequest) hidden() []string {
 
 // LabelNames returns the names of labels on series that match one of the lists.
 func (s *Service) LabelNames(ctx context.Context, req *MetaRequest) (*LabelsResult, error) {
-	return s.labels(ctx, "label_names", req, func(ctx context.Context, m *membership.Member, ms []*labels.Matcher, minTime, maxTime int64, limit int) (*backend.Labels, error) {
+	return s.labels(ctx, "label_names", req, func(ctx context.Context, m *membership.Member, ms []*labels.Matcher, minTime, maxTime int64) (*backend.Labels, error) {
 		return m.Backend.LabelNames(ctx, &backend.LabelNamesRequest{
-			MinTime: minTime, MaxTime: maxTime, Matchers: ms, Limit: limit, PartialAllowed: req.PartialResponse,
+			MinTime: minTime, MaxTime: maxTime, Matchers: ms, Limit: req.askFor(), PartialAllowed: req.PartialResponse,
 			WithoutReplicaLabels: req.hidden(),
 		})
 	})
@@ -126,21 +127,29 @@ func (s *Service) LabelValues(ctx context.Context, req *MetaRequest) (*LabelsRes
 	if req.Name == "" {
 		return nil, badData("the name of the label is empty")
 	}
-	return s.labels(ctx, "label_values", req, func(ctx context.Context, m *membership.Member, ms []*labels.Matcher, minTime, maxTime int64, limit int) (*backend.Labels, error) {
+	return s.labels(ctx, "label_values", req, func(ctx context.Context, m *membership.Member, ms []*labels.Matcher, minTime, maxTime int64) (*backend.Labels, error) {
 		return m.Backend.LabelValues(ctx, &backend.LabelValuesRequest{
-			Name: req.Name, MinTime: minTime, MaxTime: maxTime, Matchers: ms, Limit: limit, PartialAllowed: req.PartialResponse,
+			Name: req.Name, MinTime: minTime, MaxTime: maxTime, Matchers: ms, Limit: req.askFor(), PartialAllowed: req.PartialResponse,
 			WithoutReplicaLabels: req.hidden(),
 		})
 	})
 }
 
-func (s *Service) labels(ctx context.Context, kind string, req *MetaRequest,
-	call func(ctx context.Context, m *membership.Member, ms []*labels.Matcher, minTime, maxTime int64, limit int) (*backend.Labels, error),
-) (*LabelsResult, error) {
+// askFor is how many names or values to ask each backend for; 0 is all.
+func (req *MetaRequest) askFor() int {
+	if req.Limit <= 0 {
+		return 0
+	}
+	// One more tells whether something was cut; and replica labels may be among
+	// what a backend returns although it was told to leave them out.
+	return req.Limit + 1 + len(req.hidden())
+}
+
+func (s *Service) labels(ctx context.Context, kind string, req *MetaRequest, call fanout.LabelsCall) (*LabelsResult, error) {
 	if err := req.check(); err != nil {
 		return nil, err
 	}
-	ctx, r, err := s.begin(ctx, kind, req.Options)
+	ctx, r, err := s.begin(ctx, req.ask(kind), req.Options)
 	if err != nil {
 		return nil, err
 	}
@@ -152,15 +161,9 @@ func (s *Service) labels(ctx context.Context, kind string, req *MetaRequest,
 	}
 	r.describe(req)
 	r.report.Query = req.Name + r.report.Query
-	limit := 0
-	if req.Limit > 0 {
-		// One more tells whether something was cut; and replica labels may be among
-		// what a backend returns although it was told to leave them out.
-		limit = req.Limit + 1 + len(req.hidden())
-	}
 	var all []string
 	for _, ms := range questions(req.Matchers) {
-		values, err := r.labelsOf(ctx, ms, req.Start.UnixMilli(), req.End.UnixMilli(), limit, call)
+		values, err := r.labelsOf(ctx, req.Name, ms, req.Start.UnixMilli(), req.End.UnixMilli(), call)
 		if err != nil {
 			return nil, r.fail(ctx, err)
 		}
@@ -178,26 +181,8 @@ func (s *Service) labels(ctx context.Context, kind string, req *MetaRequest,
 	return res, nil
 }
 
-func (r *request) labelsOf(ctx context.Context, ms []*labels.Matcher, minTime, maxTime int64, limit int,
-	call func(ctx context.Context, m *membership.Member, ms []*labels.Matcher, minTime, maxTime int64, limit int) (*backend.Labels, error),
-) ([]string, error) {
-	q := fanout.Question{MinTime: minTime, MaxTime: maxTime, Matchers: ms}
-	answers, err := fanout.Each(ctx, r.session, q, selectRow(ms, minTime, maxTime), nil,
-		func(ctx context.Context, m *membership.Member) ([]string, []backend.Notice, error) {
-			l, err := call(ctx, m, slices.Clone(ms), max(minTime, m.AskMin), min(maxTime, m.AskMax), limit)
-			if err != nil {
-				return nil, nil, err
-			}
-			if err := fanout.CheckList(l.Values); err != nil {
-				return nil, l.Notices, err
-			}
-			// Bytes are charged as they arrive; a list is one arrival.
-			n := 0
-			for _, v := range l.Values {
-				n += len(v) + 16
-			}
-			return l.Values, l.Notices, r.limits.Add(0, 0, n)
-		})
+func (r *request) labelsOf(ctx context.Context, name string, ms []*labels.Matcher, minTime, maxTime int64, call fanout.LabelsCall) ([]string, error) {
+	answers, err := r.session.Labels(ctx, fanout.Question{MinTime: minTime, MaxTime: maxTime, Matchers: ms}, name, selectRow(ms, minTime, maxTime), nil, call)
 	var out []string
 	for _, a := range answers {
 		out = append(out, a.Value...)
@@ -207,7 +192,9 @@ func (r *request) labelsOf(ctx context.Context, ms []*labels.Matcher, minTime, m
 
 // Read selects raw samples, deduplicated as a query would see them.
 func (s *Service) Read(ctx context.Context, req *ReadRequest) (*ReadResult, error) {
-	ctx, r, err := s.begin(ctx, "read", req.Options)
+	ctx, r, err := s.begin(ctx, &access.Ask{
+		Kind: "read", Query: fmt.Sprint(req.Matchers), Selectors: [][]*labels.Matcher{req.Matchers}, Start: req.MinTime, End: req.MaxTime,
+	}, req.Options)
 	if err != nil {
 		return nil, err
 	}
@@ -236,10 +223,11 @@ var _ storage.Queryable = (*queryable)(nil)
 
 // Queryable reads the backends as one storage, for embedding an engine of one's
 // own. Each Querier is one request and ends with its Close; o says how it is
-// answered: without o.PartialResponse, what is missing fails the Select.
+// answered: without o.PartialResponse, what is missing fails the Select. A gate is
+// asked on behalf of nobody.
 func (s *Service) Queryable(o Options) storage.Queryable {
 	return storage.QueryableFunc(func(minTime, maxTime int64) (storage.Querier, error) {
-		_, r, err := s.begin(context.Background(), "embedded", o)
+		_, r, err := s.begin(context.Background(), &access.Ask{Kind: "embedded", Start: minTime, End: maxTime}, o)
 		if err != nil {
 			return nil, err
 		}

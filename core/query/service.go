@@ -15,11 +15,13 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/promql"
 	"github.com/prometheus/prometheus/promql/parser"
 	"github.com/thanos-io/promql-engine/engine"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/promweave/promweave/core/access"
 	"github.com/promweave/promweave/core/dedup"
 	"github.com/promweave/promweave/core/fanout"
 	"github.com/promweave/promweave/core/limits"
@@ -55,6 +57,9 @@ type Config struct {
 	Registerer prometheus.Registerer
 	// Tracer makes one span per backend asked; nil makes none.
 	Tracer trace.Tracer
+	// Gate decides about every request before anything is done for it; nil lets
+	// everybody see everything.
+	Gate access.Gate
 }
 
 // Service answers requests over a set of backends. It is safe for concurrent use.
@@ -135,13 +140,11 @@ func (s *Service) DefaultOptions() Options {
 	return o
 }
 
-// Stores tells what is known of each expected backend.
-func (s *Service) Stores() []membership.Status { return s.set.Status() }
-
 // request is one request under way.
 type request struct {
 	s       *Service
 	o       Options
+	grant   *access.Grant
 	view    *membership.View
 	limits  *limits.Query
 	session *fanout.Session
@@ -154,17 +157,26 @@ type request struct {
 // releaseAfter is how long after a request's deadline its backends stay open.
 const releaseAfter = 5 * time.Second
 
-// begin waits for a slot and sets everything up. end must be called.
-func (s *Service) begin(ctx context.Context, kind string, o Options) (context.Context, *request, error) {
+// begin asks the gate, waits for a slot and sets everything up. end must be called.
+// Whatever touches a backend comes through here.
+func (s *Service) begin(ctx context.Context, q *access.Ask, o Options) (context.Context, *request, error) {
 	timeout := s.cfg.Timeout
 	if o.Timeout > 0 && o.Timeout < timeout {
 		timeout = o.Timeout
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within the timeout of %s: %w", timeout, context.DeadlineExceeded))
-	r := &request{s: s, o: o, cancel: cancel, report: &report.Report{
-		Version: report.Version, ID: uuid.NewString(), Kind: kind, StartedAt: time.Now(), Selects: []*report.Select{},
+	grant, err := s.Admit(ctx, q)
+	if err != nil {
+		cancel()
+		return nil, nil, err
+	}
+	ctx = access.WithGrant(ctx, grant)
+	r := &request{s: s, o: o, grant: grant, cancel: cancel, report: &report.Report{
+		Version: report.Version, ID: uuid.NewString(), Kind: q.Kind, StartedAt: time.Now(), Selects: []*report.Select{},
 	}}
-	var err error
+	if s.cfg.Gate != nil {
+		r.report.Access = AccessOf(grant)
+	}
 	if r.limits, err = s.limits.Begin(ctx); err != nil {
 		cancel()
 		kind := ErrUnavailable
@@ -173,6 +185,7 @@ func (s *Service) begin(ctx context.Context, kind string, o Options) (context.Co
 		}
 		return nil, nil, &Error{Kind: kind, Err: err}
 	}
+	r.limits.Lower(grant.MaxSeries, grant.MaxSamples, grant.MaxBytes)
 	r.view = s.set.Acquire()
 	if r.view.Closed {
 		r.view.Release()
@@ -197,7 +210,10 @@ func (s *Service) begin(ctx context.Context, kind string, o Options) (context.Co
 		// Calls that heed their context are back by then, and a backend may be closed.
 		time.AfterFunc(releaseAfter, r.view.Release)
 	})
-	fo := fanout.Options{View: r.view, Limits: r.limits, Partial: o.PartialResponse, StoreMatch: o.StoreMatch, Tracer: s.cfg.Tracer}
+	fo := fanout.Options{
+		View: r.view, Limits: r.limits, Partial: o.PartialResponse, StoreMatch: o.StoreMatch, Tracer: s.cfg.Tracer,
+		Grant: grant, RequestID: r.report.ID, Logger: s.cfg.Logger,
+	}
 	if o.Dedup {
 		fo.ReplicaLabels = o.ReplicaLabels
 	}
@@ -205,7 +221,8 @@ func (s *Service) begin(ctx context.Context, kind string, o Options) (context.Co
 	return ctx, r, nil
 }
 
-// finish completes the report; the session may still be in use.
+// finish completes the report and returns it as the caller may see it; the session
+// may still be in use.
 func (r *request) finish() *report.Report {
 	r.report.Completeness = r.session.Completeness()
 	r.report.Selects = r.session.Selects()
@@ -215,7 +232,7 @@ func (r *request) finish() *report.Report {
 	r.report.Start, r.report.End = writable(r.report.Start), writable(r.report.End)
 	r.report.Limits = r.limits.Use()
 	r.report.Seconds = time.Since(r.report.StartedAt).Seconds()
-	return r.report
+	return r.session.Seen(r.report)
 }
 
 // writable cuts a time to the years that JSON has a form for. Requests for all of
@@ -243,7 +260,7 @@ func (r *request) end() {
 
 // fail makes an Error of what went wrong.
 func (r *request) fail(ctx context.Context, err error) error {
-	return &Error{Kind: kindOf(ctx, err), Err: err, Report: r.finish()}
+	return &Error{Kind: kindOf(ctx, err), Err: r.session.SeenError(err), Report: r.finish()}
 }
 
 func kindOf(ctx context.Context, err error) error {
@@ -317,10 +334,11 @@ func (s *Service) run(ctx context.Context, req *Request, kind string) (_ *Result
 	if strings.TrimSpace(req.Query) == "" {
 		return nil, badData("the query is empty; try for example: up")
 	}
-	if err := check(req); err != nil {
+	selectors, err := check(req)
+	if err != nil {
 		return nil, err
 	}
-	ctx, r, err := s.begin(ctx, kind, req.Options)
+	ctx, r, err := s.begin(ctx, req.ask(kind, selectors), req.Options)
 	if err != nil {
 		return nil, err
 	}
@@ -356,7 +374,7 @@ func (s *Service) run(ctx context.Context, req *Request, kind string) (_ *Result
 	ended = true
 	r.view.Release()
 	rep := r.finish()
-	s.metrics.done(rep)
+	s.metrics.done(r.report)
 	return &Result{Value: res.Value, Annotations: res.Warnings, Statistics: q.Stats(), Report: rep, release: func() {
 		q.Close()
 		r.cancel()
@@ -377,24 +395,26 @@ func (r *request) reach(req *Request) (maxResolution int64, lookback time.Durati
 	return maxResolution, time.Duration(resolution.Lookback(r.s.cfg.LookbackDelta.Milliseconds(), maxResolution)) * time.Millisecond
 }
 
-// check refuses what can be refused without asking anybody.
-func check(req *Request) error {
+// check refuses what can be refused without asking anybody, and returns the
+// selectors.
+func check(req *Request) ([][]*labels.Matcher, error) {
 	for _, t := range []time.Time{req.Start, req.End} {
 		if err := checkTime(t); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if n := len(req.Query); n > maxQueryLength {
-		return badData("the query has %d bytes, and at most %d are allowed", n, maxQueryLength)
+		return nil, badData("the query has %d bytes, and at most %d are allowed", n, maxQueryLength)
 	}
 	expr, err := parser.ParseExpr(req.Query)
 	if err != nil {
-		return &Error{Kind: ErrBadData, Err: err}
+		return nil, &Error{Kind: ErrBadData, Err: err}
 	}
-	if n := len(parser.ExtractSelectors(expr)); n > maxSelectors {
-		return badData("the query has %d selectors, and at most %d are allowed; split it, or select by one regular expression", n, maxSelectors)
+	selectors := parser.ExtractSelectors(expr)
+	if n := len(selectors); n > maxSelectors {
+		return nil, badData("the query has %d selectors, and at most %d are allowed; split it, or select by one regular expression", n, maxSelectors)
 	}
-	return nil
+	return selectors, nil
 }
 
 // prepare makes the engine's query. An expression that promql-engine does not
@@ -433,14 +453,15 @@ func (r *request) prepare(ctx context.Context, req *Request, kind string, dry bo
 // Explain tells which backends a query would ask, and asks none. The selections
 // are those of the engine, so that ranges, offsets and subqueries count.
 func (s *Service) Explain(ctx context.Context, req *Request) (*report.Report, error) {
-	if err := check(req); err != nil {
+	selectors, err := check(req)
+	if err != nil {
 		return nil, err
 	}
 	kind := "instant"
 	if req.Step > 0 {
 		kind = "range"
 	}
-	ctx, r, err := s.begin(ctx, "explain", req.Options)
+	ctx, r, err := s.begin(ctx, req.ask("explain", selectors), req.Options)
 	if err != nil {
 		return nil, err
 	}

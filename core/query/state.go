@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"math"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/prometheus/prometheus/model/labels"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/promweave/promweave/core/access"
 	"github.com/promweave/promweave/core/fanout"
 	"github.com/promweave/promweave/core/membership"
 	"github.com/promweave/promweave/core/report"
@@ -24,28 +26,33 @@ import (
 // everything is a question that no label and no time rules a backend out of.
 var everything = fanout.Question{MinTime: math.MinInt64, MaxTime: math.MaxInt64}
 
-// ask puts one question to all backends that offer the optional interface B.
-func ask[B, T any](ctx context.Context, s *Service, kind, expr string, o Options, q fanout.Question, claims func(*backend.Capabilities) bool,
-	call func(context.Context, B, *membership.Member) (T, []backend.Notice, error),
-) ([]fanout.Answer[T], *report.Report, error) {
-	ctx, r, err := s.begin(ctx, kind, o)
+// ask puts one question to all backends that offer the optional interface B. If the
+// error is nil, the request's end must be called.
+func ask[B, T any](ctx context.Context, s *Service, what *access.Ask, o Options, q fanout.Question, claims func(*backend.Capabilities) bool,
+	call func(context.Context, *request, B, *membership.Member) (T, []backend.Notice, error),
+) (context.Context, *request, []fanout.Answer[T], error) {
+	ctx, r, err := s.begin(ctx, what, o)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	defer r.end()
-	r.report.Query = expr
-	can := func(m *membership.Member) bool {
+	r.report.Query = what.Query
+	answers, err := fanout.Each(ctx, r.session, q, selectRow(q.Matchers, q.MinTime, q.MaxTime), offers[B](claims),
+		func(ctx context.Context, m *membership.Member) (T, []backend.Notice, error) {
+			return call(ctx, r, m.Backend.(B), m)
+		})
+	if err != nil {
+		defer r.end()
+		return nil, nil, nil, r.fail(ctx, err)
+	}
+	return ctx, r, answers, nil
+}
+
+// offers says whether a backend has the optional interface B and claims to answer.
+func offers[B any](claims func(*backend.Capabilities) bool) func(*membership.Member) bool {
+	return func(m *membership.Member) bool {
 		_, ok := m.Backend.(B)
 		return ok && claims(&m.Info.Capabilities)
 	}
-	answers, err := fanout.Each(ctx, r.session, q, selectRow(q.Matchers, q.MinTime, q.MaxTime), can,
-		func(ctx context.Context, m *membership.Member) (T, []backend.Notice, error) {
-			return call(ctx, m.Backend.(B), m)
-		})
-	if err != nil {
-		return nil, nil, r.fail(ctx, err)
-	}
-	return answers, r.finish(), nil
 }
 
 // without removes the replica labels from a label set of the wire.
@@ -74,21 +81,27 @@ func later(a, b *timestamppb.Timestamp) bool { return a.AsTime().After(b.AsTime(
 
 // Rules returns the rule groups of all backends. With Dedup, replica labels go and
 // what is then the same rule of the same group appears once: the one in the
-// higher alert state, then the one evaluated later.
+// higher alert state, then the one evaluated later. A grant lets rules and alerts
+// pass that have all labels it enforces: what a rule without them computes, nobody
+// can tell from here.
 func (s *Service) Rules(ctx context.Context, req *storepb.RulesRequest, o Options) (*RulesResult, error) {
-	answers, rep, err := ask(ctx, s, "rules", "", o, everything, func(c *backend.Capabilities) bool { return c.Rules },
-		func(ctx context.Context, b backend.RulesBackend, _ *membership.Member) ([]*storepb.RuleGroup, []backend.Notice, error) {
+	_, r, answers, err := ask(ctx, s, &access.Ask{Kind: "rules"}, o, everything, func(c *backend.Capabilities) bool { return c.Rules },
+		func(ctx context.Context, _ *request, b backend.RulesBackend, _ *membership.Member) ([]*storepb.RuleGroup, []backend.Notice, error) {
 			return b.Rules(ctx, req)
 		})
 	if err != nil {
 		return nil, err
 	}
+	defer r.end()
 	type groupKey struct{ file, name string }
 	groups := map[groupKey]*storepb.RuleGroup{}
 	index := map[groupKey]map[string]int{}
 	var order []groupKey
 	for _, a := range answers {
 		for _, g := range a.Value {
+			if g = r.visibleRules(g); g == nil {
+				continue
+			}
 			k := groupKey{g.File, g.Name}
 			into := groups[k]
 			if into == nil {
@@ -114,11 +127,49 @@ func (s *Service) Rules(ctx context.Context, req *storepb.RulesRequest, o Option
 	slices.SortFunc(order, func(a, b groupKey) int {
 		return cmp.Or(strings.Compare(a.file, b.file), strings.Compare(a.name, b.name))
 	})
-	res := &RulesResult{Report: rep, Groups: []*storepb.RuleGroup{}}
+	res := &RulesResult{Report: r.finish(), Groups: []*storepb.RuleGroup{}}
 	for _, k := range order {
 		res.Groups = append(res.Groups, groups[k])
 	}
 	return res, nil
+}
+
+// visibleRules returns of a group what the grant lets pass, nil for nothing.
+func (r *request) visibleRules(g *storepb.RuleGroup) *storepb.RuleGroup {
+	if !r.grant.Scoped() {
+		return g
+	}
+	var kept []*storepb.Rule
+	for _, rule := range g.GetRules() {
+		switch a, rec := rule.GetAlert(), rule.GetRecording(); {
+		case a != nil && r.grant.Owns(a.Labels):
+			rule = rule.CloneVT()
+			a = rule.GetAlert()
+			a.Alerts = slices.DeleteFunc(a.Alerts, func(x *storepb.AlertInstance) bool { return !r.grant.Owns(x.Labels) })
+			a.LastError = r.withheld(a.LastError)
+			kept = append(kept, rule)
+		case rec != nil && r.grant.Owns(rec.Labels):
+			rule = rule.CloneVT()
+			rec = rule.GetRecording()
+			rec.LastError = r.withheld(rec.LastError)
+			kept = append(kept, rule)
+		}
+	}
+	if len(kept) == 0 {
+		return nil
+	}
+	out := g.CloneVT()
+	out.Rules = kept
+	return out
+}
+
+// withheld takes the place of why the evaluation of a rule failed: it reads all that
+// its Prometheus holds, and tells of it.
+func (r *request) withheld(text string) string {
+	if text == "" || r.grant.Admin {
+		return text
+	}
+	return "the evaluation failed; the Prometheus that evaluates the rule has the details"
 }
 
 // ruleKey takes the replica labels off a rule and returns what tells it apart.
@@ -149,21 +200,27 @@ func preferred(a, b *storepb.Rule) bool {
 }
 
 // Targets returns the scrape targets of all backends; the same target of several
-// replicas appears once, the unhealthy one first, then the one scraped last.
+// replicas appears once, the unhealthy one first, then the one scraped last. A grant
+// lets those pass that have all labels it enforces; dropped ones have only those
+// from before relabelling, and the external ones.
 func (s *Service) Targets(ctx context.Context, state storepb.TargetsRequest_State, o Options) (*TargetsResult, error) {
-	answers, rep, err := ask(ctx, s, "targets", "", o, everything, func(c *backend.Capabilities) bool { return c.Targets },
-		func(ctx context.Context, b backend.TargetsBackend, _ *membership.Member) (*storepb.TargetDiscovery, []backend.Notice, error) {
+	_, r, answers, err := ask(ctx, s, &access.Ask{Kind: "targets"}, o, everything, func(c *backend.Capabilities) bool { return c.Targets },
+		func(ctx context.Context, _ *request, b backend.TargetsBackend, _ *membership.Member) (*storepb.TargetDiscovery, []backend.Notice, error) {
 			return b.Targets(ctx, state)
 		})
 	if err != nil {
 		return nil, err
 	}
+	defer r.end()
 	out := &storepb.TargetDiscovery{}
 	active, dropped := map[string]int{}, map[string]bool{}
 	for _, a := range answers {
 		for _, t := range a.Value.GetActiveTargets() {
+			if !r.grant.Owns(t.Labels) {
+				continue
+			}
 			t = t.CloneVT()
-			t.Labels, t.DiscoveredLabels = o.without(t.Labels), o.without(t.DiscoveredLabels)
+			t.Labels, t.DiscoveredLabels = o.without(t.Labels), o.without(r.discovered(t.DiscoveredLabels))
 			k := t.ScrapeUrl + "\xff" + t.ScrapePool + "\xff" + keyOf(t.Labels)
 			i, seen := active[k]
 			switch {
@@ -176,8 +233,11 @@ func (s *Service) Targets(ctx context.Context, state storepb.TargetsRequest_Stat
 			}
 		}
 		for _, t := range a.Value.GetDroppedTargets() {
+			if !r.grant.Owns(t.DiscoveredLabels) {
+				continue
+			}
 			t = t.CloneVT()
-			t.DiscoveredLabels = o.without(t.DiscoveredLabels)
+			t.DiscoveredLabels = o.without(r.discovered(t.DiscoveredLabels))
 			if k := keyOf(t.DiscoveredLabels); !dropped[k] {
 				dropped[k] = true
 				out.DroppedTargets = append(out.DroppedTargets, t)
@@ -187,18 +247,46 @@ func (s *Service) Targets(ctx context.Context, state storepb.TargetsRequest_Stat
 	slices.SortStableFunc(out.ActiveTargets, func(a, b *storepb.ActiveTarget) int {
 		return cmp.Or(strings.Compare(a.ScrapePool, b.ScrapePool), strings.Compare(a.ScrapeUrl, b.ScrapeUrl))
 	})
-	return &TargetsResult{Targets: out, Report: rep}, nil
+	return &TargetsResult{Targets: out, Report: r.finish()}, nil
+}
+
+// discovered leaves out what service discovery knows of a target's surroundings,
+// such as the node it is on, and an enforced label with a value from before
+// relabelling that does not match.
+func (r *request) discovered(ls *storepb.LabelSet) *storepb.LabelSet {
+	if !r.grant.Scoped() || ls == nil {
+		return ls
+	}
+	out := &storepb.LabelSet{}
+	for _, l := range ls.Labels {
+		foreign := slices.ContainsFunc(r.grant.Enforce, func(m *labels.Matcher) bool { return m.Name == l.Name && !m.Matches(l.Value) })
+		if !foreign && !strings.HasPrefix(l.Name, "__meta_") {
+			out.Labels = append(out.Labels, l)
+		}
+	}
+	return out
 }
 
 // Metadata returns type, help and unit by metric; different entries for one
-// metric all stay. limit bounds the metrics, none below zero.
+// metric all stay. limit bounds the metrics, none below zero. A grant lets pass, from
+// each backend, the metrics of which it has had visible series in the past day.
 func (s *Service) Metadata(ctx context.Context, metric string, limit int, o Options) (*MetadataResult, error) {
-	answers, rep, err := ask(ctx, s, "metadata", metric, o, everything, func(c *backend.Capabilities) bool { return c.Metadata },
-		func(ctx context.Context, b backend.MetadataBackend, _ *membership.Member) (map[string][]*storepb.Meta, []backend.Notice, error) {
+	claims := func(c *backend.Capabilities) bool { return c.Metadata }
+	ctx, r, answers, err := ask(ctx, s, &access.Ask{Kind: "metadata", Query: metric}, o, everything, claims,
+		func(ctx context.Context, r *request, b backend.MetadataBackend, _ *membership.Member) (map[string][]*storepb.Meta, []backend.Notice, error) {
+			if r.grant.Scoped() {
+				return b.MetricMetadata(ctx, metric, -1) // what is cut, is cut afterwards
+			}
 			return b.MetricMetadata(ctx, metric, limit)
 		})
 	if err != nil {
 		return nil, err
+	}
+	defer r.end()
+	if r.grant.Scoped() {
+		if err := r.cutMetadata(ctx, metric, answers, offers[backend.MetadataBackend](claims)); err != nil {
+			return nil, r.fail(ctx, err)
+		}
 	}
 	all := map[string][]*storepb.Meta{}
 	for _, a := range answers {
@@ -220,7 +308,62 @@ func (s *Service) Metadata(ctx context.Context, metric string, limit int, o Opti
 			delete(all, n)
 		}
 	}
-	return &MetadataResult{Metadata: all, Report: rep}, nil
+	return &MetadataResult{Metadata: all, Report: r.finish()}, nil
+}
+
+// metadataReach is how far back metrics are looked for whose metadata may be shown.
+const metadataReach = 24 * time.Hour
+
+// familySuffixes are what the names of a metric's series may have behind the name
+// that its metadata go by.
+var familySuffixes = []string{"", "_total", "_bucket", "_count", "_sum", "_created", "_info"}
+
+// cutMetadata leaves in each backend's answer the metrics of which that backend has
+// visible series: that somebody has a metric of the same name is no reason to show
+// what others say of theirs.
+func (r *request) cutMetadata(ctx context.Context, metric string, answers []fanout.Answer[map[string][]*storepb.Meta], can func(*membership.Member) bool) error {
+	hi := min(time.Now().UnixMilli(), r.grant.MaxTime)
+	lo := hi
+	if lo > math.MinInt64+metadataReach.Milliseconds() {
+		lo -= metadataReach.Milliseconds()
+	}
+	var ms []*labels.Matcher
+	if metric != "" {
+		var names []string
+		for _, suffix := range familySuffixes {
+			names = append(names, regexp.QuoteMeta(metric+suffix))
+		}
+		m, err := labels.NewMatcher(labels.MatchRegexp, labels.MetricName, strings.Join(names, "|"))
+		if err != nil {
+			return badData("metric %q: %v", metric, err)
+		}
+		ms = append(ms, m)
+	}
+	visible, err := r.session.Labels(ctx, fanout.Question{MinTime: lo, MaxTime: hi, Matchers: ms}, labels.MetricName, selectRow(ms, lo, hi), can,
+		func(ctx context.Context, m *membership.Member, ms []*labels.Matcher, lo, hi int64) (*backend.Labels, error) {
+			return m.Backend.LabelValues(ctx, &backend.LabelValuesRequest{Name: labels.MetricName, MinTime: lo, MaxTime: hi, Matchers: ms, PartialAllowed: r.o.PartialResponse})
+		})
+	if err != nil {
+		return err
+	}
+	for i := range answers {
+		names := map[string]bool{}
+		for _, v := range visible {
+			if v.Member == answers[i].Member {
+				for _, n := range v.Value {
+					names[n] = true
+				}
+			}
+		}
+		kept := map[string][]*storepb.Meta{}
+		for name, metas := range answers[i].Value {
+			if slices.ContainsFunc(familySuffixes, func(suffix string) bool { return names[name+suffix] }) {
+				kept[name] = metas
+			}
+		}
+		answers[i].Value = kept
+	}
+	return nil
 }
 
 // Exemplars returns the exemplars of the series that the selectors in expr match.
@@ -233,28 +376,19 @@ func (s *Service) Exemplars(ctx context.Context, expr string, start, end time.Ti
 		return nil, err
 	}
 	if len(selectors) == 0 {
+		if _, err := s.Admit(ctx, &access.Ask{Kind: "exemplars", Query: expr, Start: start.UnixMilli(), End: end.UnixMilli()}); err != nil {
+			return nil, err
+		}
 		return &ExemplarsResult{Exemplars: []*storepb.ExemplarData{}, Report: &report.Report{Version: report.Version, Kind: "exemplars", Query: expr,
 			Completeness: report.Completeness{State: report.Complete}, Selects: []*report.Select{}}}, nil
 	}
-	lo, hi := start.UnixMilli(), end.UnixMilli()
-	answers, rep, err := ask(ctx, s, "exemplars", expr, o, fanout.Question{MinTime: lo, MaxTime: hi}, func(c *backend.Capabilities) bool { return c.Exemplars },
-		func(ctx context.Context, b backend.ExemplarsBackend, m *membership.Member) ([]*storepb.ExemplarData, []backend.Notice, error) {
-			var mine [][]*labels.Matcher
-			for _, sel := range selectors {
-				if state, _, _ := fanout.Decide(m, fanout.Question{MinTime: lo, MaxTime: hi, Matchers: sel}); state == report.RowWouldAsk {
-					mine = append(mine, sel)
-				}
-			}
-			if len(mine) == 0 {
-				return nil, nil, nil
-			}
-			return b.Exemplars(ctx, mine, max(lo, m.AskMin), min(hi, m.AskMax))
-		})
+	answers, r, err := s.exemplars(ctx, "exemplars", expr, selectors, start.UnixMilli(), end.UnixMilli(), o)
 	if err != nil {
 		return nil, err
 	}
+	defer r.end()
 	index := map[string]*storepb.ExemplarData{}
-	res := &ExemplarsResult{Exemplars: []*storepb.ExemplarData{}, Report: rep}
+	res := &ExemplarsResult{Exemplars: []*storepb.ExemplarData{}, Report: r.finish()}
 	for _, a := range answers {
 		for _, d := range a.Value {
 			ls := o.without(d.SeriesLabels)
@@ -278,16 +412,64 @@ func (s *Service) Exemplars(ctx context.Context, expr string, start, end time.Ti
 	return res, nil
 }
 
-// Statistics returns the head statistics of the backends that have some.
-func (s *Service) Statistics(ctx context.Context, limit int, o Options) (*StatisticsResult, error) {
-	answers, rep, err := ask(ctx, s, "statistics", "", o, everything, func(c *backend.Capabilities) bool { return c.Statistics },
-		func(ctx context.Context, b backend.StatisticsBackend, _ *membership.Member) (*storepb.TSDBStatisticsEntry, []backend.Notice, error) {
-			return b.Statistics(ctx, limit)
+// exemplars asks for those of the series that one of the selectors matches.
+func (s *Service) exemplars(ctx context.Context, kind, expr string, selectors [][]*labels.Matcher, lo, hi int64, o Options) ([]fanout.Answer[[]*storepb.ExemplarData], *request, error) {
+	_, r, answers, err := ask(ctx, s, &access.Ask{Kind: kind, Query: expr, Selectors: selectors, Start: lo, End: hi}, o,
+		fanout.Question{MinTime: lo, MaxTime: hi}, func(c *backend.Capabilities) bool { return c.Exemplars },
+		func(ctx context.Context, r *request, b backend.ExemplarsBackend, m *membership.Member) ([]*storepb.ExemplarData, []backend.Notice, error) {
+			g := r.grant
+			lo, hi := g.Clip(lo, hi)
+			var mine [][]*labels.Matcher
+			for _, sel := range selectors {
+				if state, _, _ := fanout.Decide(m, fanout.Question{MinTime: lo, MaxTime: hi, Matchers: sel, Enforce: g.Enforce}); state == report.RowWouldAsk {
+					mine = append(mine, g.Enforcing(sel))
+				}
+			}
+			if len(mine) == 0 {
+				return nil, nil, nil
+			}
+			out, notices, err := b.Exemplars(ctx, mine, max(lo, m.AskMin), min(hi, m.AskMax))
+			if err != nil {
+				return nil, nil, err
+			}
+			out = slices.Clone(out)
+			for i, d := range out {
+				if !g.PermitsSet(d.GetSeriesLabels()) {
+					return nil, nil, r.session.Foreign(m, d.GetSeriesLabels().String())
+				}
+				if slices.ContainsFunc(d.Exemplars, func(e *storepb.Exemplar) bool { return e.GetTs() < g.MinTime || e.GetTs() > g.MaxTime }) {
+					d = d.CloneVT()
+					d.Exemplars = slices.DeleteFunc(d.Exemplars, func(e *storepb.Exemplar) bool { return e.GetTs() < g.MinTime || e.GetTs() > g.MaxTime })
+					out[i] = d
+				}
+			}
+			return out, notices, nil
 		})
+	return answers, r, err
+}
+
+// Statistics returns the head statistics of the backends that have some. They count
+// what all series have, so that who must not see all is refused, and an operator who
+// looks with the eyes of a tenant gets those of backends that hold nothing else.
+func (s *Service) Statistics(ctx context.Context, limit int, o Options) (*StatisticsResult, error) {
+	ctx, r, err := s.begin(ctx, &access.Ask{Kind: "statistics"}, o)
 	if err != nil {
 		return nil, err
 	}
-	res := &StatisticsResult{Entries: map[string]*storepb.TSDBStatisticsEntry{}, Report: rep}
+	defer r.end()
+	if r.grant.Scoped() && !r.grant.Admin {
+		return nil, &Error{Kind: ErrDenied, Err: access.Forbidden("statistics count the series of everybody, and are for operators only")}
+	}
+	has := offers[backend.StatisticsBackend](func(c *backend.Capabilities) bool { return c.Statistics })
+	can := func(m *membership.Member) bool { return has(m) && fanout.Within(r.grant, &m.Info) }
+	answers, err := fanout.Each(ctx, r.session, everything, selectRow(nil, everything.MinTime, everything.MaxTime), can,
+		func(ctx context.Context, m *membership.Member) (*storepb.TSDBStatisticsEntry, []backend.Notice, error) {
+			return m.Backend.(backend.StatisticsBackend).Statistics(ctx, limit)
+		})
+	if err != nil {
+		return nil, r.fail(ctx, err)
+	}
+	res := &StatisticsResult{Entries: map[string]*storepb.TSDBStatisticsEntry{}, Report: r.finish()}
 	for _, a := range answers {
 		res.Entries[a.Member.Name] = a.Value
 	}

@@ -59,6 +59,7 @@ const (
 	ReasonExternalLabels Reason = "external_labels" // a matcher contradicts all its external label sets
 	ReasonStoreMatch     Reason = "store_match"     // the request's storeMatch[] left it out
 	ReasonCapability     Reason = "capability"      // it does not offer what was asked for
+	ReasonTenantPolicy   Reason = "tenant_policy"   // what the caller may see contradicts all its external label sets
 )
 
 // Reasons why the share of a backend is missing. Each makes an answer partial,
@@ -72,6 +73,7 @@ const (
 	ReasonCorrupt    Reason = "corrupt"    // it sent chunks that do not decode
 	ReasonIncomplete Reason = "incomplete" // it said itself that something is missing
 	ReasonLimit      Reason = "limit"      // a limit for this backend was hit
+	ReasonDenied     Reason = "denied"     // it, or a filter before it, refused
 )
 
 // Missing is the share of one backend that should be in the answer and is not.

@@ -20,7 +20,8 @@ const Version = 1
 type Report struct {
 	Version int    `json:"version"`
 	ID      string `json:"id"`
-	// Kind is instant, range, series, label_names, label_values, read or explain.
+	// Kind is instant, range, series, label_names, label_values, read, explain, or
+	// the name of another call, such as rules; store_ is before those of StoreAPI.
 	Kind  string    `json:"kind"`
 	Query string    `json:"query,omitempty"`
 	Start time.Time `json:"start,omitzero"`
@@ -31,6 +32,9 @@ type Report struct {
 	// that was asked for.
 	Engine         string `json:"engine,omitempty"`
 	EngineFallback string `json:"engineFallback,omitempty"`
+
+	// Access is who asked and what they were granted; nil where nobody decides.
+	Access *Access `json:"access,omitempty"`
 
 	Completeness Completeness `json:"completeness"`
 	// Selects has a row per selection of series that the query made.
@@ -98,6 +102,36 @@ type Row struct {
 	Samples     int      `json:"samples"`
 	Bytes       int      `json:"bytes"`
 	Notices     []string `json:"notices,omitempty"`
+	// Filters are those around the backend that did anything, in the order in which
+	// they first did.
+	Filters []FilterEffect `json:"filters,omitempty"`
+}
+
+// Access is what a request was granted.
+type Access struct {
+	Subject string   `json:"subject,omitempty"`
+	Tenants []string `json:"tenants,omitempty"`
+	// Enforced are the matchers that hold on all that the request sees.
+	Enforced []string `json:"enforced,omitempty"`
+	Admin    bool     `json:"admin,omitempty"`
+	// Filters that decided, in order.
+	Filters []string `json:"filters,omitempty"`
+}
+
+// FilterEffect is what a filter did to the answer of one backend.
+type FilterEffect struct {
+	Name string `json:"name"`
+	// SeriesIn and SeriesOut count series before and after it.
+	SeriesIn  int64 `json:"seriesIn"`
+	SeriesOut int64 `json:"seriesOut"`
+	// Withheld are matchers that were not sent to the backend but evaluated on what
+	// came back.
+	Withheld []string `json:"withheld,omitempty"`
+	// Calls and Seconds are those spent in the filter.
+	Calls   int64   `json:"calls"`
+	Seconds float64 `json:"seconds"`
+	// Note is for people.
+	Note string `json:"note,omitempty"`
 }
 
 // Dedup is what deduplication did in one selection.

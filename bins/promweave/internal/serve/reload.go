@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/prometheus/model/labels"
 
 	"github.com/promweave/promweave/bins/promweave/internal/config"
+	"github.com/promweave/promweave/core/access"
 	"github.com/promweave/promweave/core/dedup"
 	"github.com/promweave/promweave/core/httpapi"
 	"github.com/promweave/promweave/core/limits"
@@ -222,7 +223,13 @@ func (c *current) Statistics(ctx context.Context, limit int, o query.Options) (*
 	return c.p.Load().Statistics(ctx, limit, o)
 }
 
-func (c *current) Stores() []membership.Status { return c.p.Load().Stores() }
+func (c *current) Stores(ctx context.Context) ([]membership.Status, error) {
+	return c.p.Load().Stores(ctx)
+}
+
+func (c *current) Admit(ctx context.Context, ask *access.Ask) (*access.Grant, error) {
+	return c.p.Load().Admit(ctx, ask)
+}
 
 // proxy is the service in force as a backend, for StoreAPI.
 type proxy struct{ c *current }
