@@ -537,7 +537,7 @@ func (w *writer) subtract(c []byte, check bool) []byte {
 	default:
 		return w.global(c, opGlobalSet, 0)
 	}
-	c = append(c, opI64Const, 0, opI64LtS, opIf, blockEmpty)
+	c = append(c, opI64Const, 0, 0x59, opIf, blockEmpty, opElse)
 	if w.local {
 		c = w.storeFuel(c)
 	}
@@ -572,7 +572,7 @@ func (w *writer) takeStack(c []byte, n int32) []byte {
 	c = w.global(c, opGlobalGet, 1)
 	c = appendSigned(append(c, opI32Const), int64(n))
 	c = w.global(at(append(c, opI32Sub), opLocalTee, w.scratch), opGlobalSet, 1)
-	c = append(at(c, opLocalGet, w.scratch), opI32Const, 0, opI32LtS, opIf, blockEmpty)
+	c = append(at(c, opLocalGet, w.scratch), opI32Const, 0, 0x4e, opIf, blockEmpty, opElse)
 	return append(w.yield(c, ReasonStack), opUnreachable, opEnd)
 }
 
