@@ -1,0 +1,238 @@
+// Copyright The Promweave Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package guest_test
+
+import (
+	"bytes"
+	"compress/gzip"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// absent says that a compiler is not there, and why.
+type absent struct{ why string }
+
+func (a absent) Error() string { return a.why }
+
+// language is one of those that plug-ins are written in.
+type language struct {
+	name string
+	// golden is the committed module of the reference filter.
+	golden string
+	// build makes a module of an example and returns its code; absent without a compiler.
+	build func(dir, example string) ([]byte, error)
+}
+
+var languages = []language{
+	{"go", "../testdata/golden/v1.0/rewrite-go.wasm.gz", buildGo},
+	{"c", "../testdata/golden/v1.0/rewrite-c.wasm", buildC},
+	{"rust", "../testdata/golden/v1.0/rewrite-rust.wasm", buildRust},
+	{"assemblyscript", "../testdata/golden/v1.0/rewrite-assemblyscript.wasm", buildAssemblyScript},
+}
+
+// example is where a language has its reference filter.
+var example = map[string]string{
+	"go":             "./testfilter/module",
+	"c":              "../c/examples/rewrite.c",
+	"rust":           "../rust/examples/rewrite.rs",
+	"assemblyscript": "../assemblyscript/examples/rewrite.ts",
+}
+
+// run runs a command of a README: the error has what it said.
+func run(dir string, env []string, name string, args ...string) error {
+	cmd := exec.Command(name, args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), env...)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return nil
+}
+
+func buildGo(dir, source string) ([]byte, error) {
+	to := filepath.Join(dir, "filter.wasm")
+	err := run(".", []string{"GOOS=wasip1", "GOARCH=wasm", "GOFLAGS="}, "go", "build", "-buildmode=c-shared", "-ldflags=-s -w", "-o", to, source)
+	if err != nil {
+		return nil, err
+	}
+	return os.ReadFile(to)
+}
+
+// find returns the first of several programs that is there.
+func find(names ...string) (string, error) {
+	for _, name := range names {
+		if p, err := exec.LookPath(name); err == nil {
+			return p, nil
+		}
+	}
+	return "", absent{strings.Join(names, " or ") + " is not installed"}
+}
+
+func buildC(dir, source string) ([]byte, error) {
+	clang, err := find("clang")
+	if err != nil {
+		return nil, err
+	}
+	lld, err := find("wasm-ld", "wasm-ld-14", "wasm-ld-16", "wasm-ld-19")
+	if err != nil {
+		return nil, err
+	}
+	object, to := filepath.Join(dir, "filter.o"), filepath.Join(dir, "filter.wasm")
+	// Two steps: where Binaryen is installed the driver of clang runs it when linking,
+	// and that refuses what -mbulk-memory makes.
+	if err := run(".", nil, clang, "-std=c11", "-O3", "--target=wasm32", "-ffreestanding", "-nostdlib", "-mbulk-memory",
+		"-Wall", "-Wextra", "-Werror", "-c", source, "-o", object); err != nil {
+		return nil, err
+	}
+	if err := run(".", nil, lld, "--no-entry", "-z", "stack-size=65536", "--strip-all", object, "-o", to); err != nil {
+		return nil, err
+	}
+	return os.ReadFile(to)
+}
+
+// rustc finds a compiler that has the target: distributions and rustup put them in
+// different places, and the first in PATH need not be the one.
+var rustc = sync.OnceValues(func() (string, error) {
+	why := "rustc is not installed"
+	for _, name := range []string{"rustc", "/usr/bin/rustc"} {
+		p, err := exec.LookPath(name)
+		if err != nil {
+			continue
+		}
+		out, err := exec.Command(p, "--print", "target-libdir", "--target", "wasm32-unknown-unknown").Output()
+		if err != nil {
+			why = p + ": " + err.Error()
+			continue
+		}
+		if cores, _ := filepath.Glob(filepath.Join(strings.TrimSpace(string(out)), "libcore-*.rlib")); len(cores) > 0 {
+			return p, nil
+		}
+		why = p + " has no target wasm32-unknown-unknown"
+	}
+	return "", absent{why}
+})
+
+func buildRust(dir, source string) ([]byte, error) {
+	compiler, err := rustc()
+	if err != nil {
+		return nil, err
+	}
+	lld, err := find("wasm-ld", "wasm-ld-14", "wasm-ld-16", "wasm-ld-19", "rust-lld")
+	if err != nil {
+		return nil, err
+	}
+	to := filepath.Join(dir, "filter.wasm")
+	if err := run(".", nil, compiler, "--edition", "2021", "--target", "wasm32-unknown-unknown", "--crate-type", "cdylib",
+		"-C", "opt-level=3", "-C", "panic=abort", "-C", "lto=fat", "-C", "strip=symbols", "-C", "linker="+lld,
+		"-C", "link-arg=-zstack-size=65536", "-D", "warnings", source, "-o", to); err != nil {
+		return nil, err
+	}
+	return os.ReadFile(to)
+}
+
+// npm installs the compiler that package.json pins, once.
+var npm = sync.OnceValues(func() (string, error) {
+	if _, err := find("npm"); err != nil {
+		return "", err
+	}
+	dir, err := os.MkdirTemp("", "promweave-asc")
+	if err != nil {
+		return "", err
+	}
+	asc = dir
+	for _, name := range []string{"package.json", "package-lock.json"} {
+		b, err := os.ReadFile(filepath.Join("../assemblyscript", name))
+		if err != nil {
+			return "", err
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0o644); err != nil {
+			return "", err
+		}
+	}
+	if err := run(dir, []string{"npm_config_update_notifier=false"}, "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"); err != nil {
+		return "", absent{"npm cannot install assemblyscript: " + err.Error()}
+	}
+	return filepath.Join(dir, "node_modules/.bin/asc"), nil
+})
+
+// asc is the directory that npm made.
+var asc string
+
+func buildAssemblyScript(dir, source string) ([]byte, error) {
+	compiler, err := npm()
+	if err != nil {
+		return nil, err
+	}
+	to := filepath.Join(dir, "filter.wasm")
+	if err := run(".", nil, compiler, source, "-O3", "--runtime", "minimal", "--use", "abort=", "--bindings", "raw", "-o", to); err != nil {
+		return nil, err
+	}
+	return os.ReadFile(to)
+}
+
+// golden reads a committed module.
+func golden(path string) ([]byte, error) {
+	b, err := os.ReadFile(path)
+	if err != nil || !strings.HasSuffix(path, ".gz") {
+		return b, err
+	}
+	r, err := gzip.NewReader(bytes.NewReader(b))
+	if err != nil {
+		return nil, err
+	}
+	return io.ReadAll(r)
+}
+
+// built returns the modules that the tests run: the golden one of each language, and
+// one that is built now where there is a compiler. Where there is none is logged.
+func built(t testing.TB) map[string][]byte {
+	t.Helper()
+	modules := map[string][]byte{}
+	for _, l := range languages {
+		code, err := golden(l.golden)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		modules[l.name+" golden"] = code
+		code, err = build(l)
+		var why absent
+		switch {
+		case errors.As(err, &why):
+			t.Logf("%s: only the golden module was run: %s", l.name, why.why)
+			t.Attr("golden-only-"+l.name, strings.ReplaceAll(why.why, "\n", " "))
+		case err != nil:
+			t.Errorf("%s: %v", l.name, err)
+		default:
+			modules[l.name] = code
+		}
+	}
+	return modules
+}
+
+// build builds the reference filter of a language, once for all tests.
+func build(l language) ([]byte, error) {
+	b, ok := builds.Load(l.name)
+	if !ok {
+		b, _ = builds.LoadOrStore(l.name, sync.OnceValues(func() ([]byte, error) {
+			dir, err := os.MkdirTemp("", "promweave-guest")
+			if err != nil {
+				return nil, err
+			}
+			defer os.RemoveAll(dir)
+			return l.build(dir, example[l.name])
+		}))
+	}
+	return b.(func() ([]byte, error))()
+}
+
+var builds sync.Map
