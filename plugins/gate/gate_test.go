@@ -1,0 +1,153 @@
+// Copyright The Promweave Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package gate_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/prometheus/model/labels"
+	"go.uber.org/goleak"
+
+	"github.com/promweave/promweave/core/access"
+	"github.com/promweave/promweave/plugins/carrier"
+	"github.com/promweave/promweave/plugins/gate"
+	"github.com/promweave/promweave/sdk/backend"
+	"github.com/promweave/promweave/sdk/filter"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// hook is a filter that is a function.
+type hook struct {
+	carrier.Filter
+	plan filter.Plan
+	f    func(*filter.RequestCall) (*filter.RequestReply, error)
+}
+
+func (h hook) Plan() filter.Plan { return h.plan }
+
+func (h hook) Request(_ context.Context, c *filter.RequestCall) (*filter.RequestReply, error) {
+	return h.f(c)
+}
+
+func link(name string, f func(*filter.RequestCall) (*filter.RequestReply, error)) gate.Link {
+	return gate.Link{Name: name, Filter: hook{plan: filter.Plan{Hooks: []string{filter.HookRequest}}, f: f}}
+}
+
+func says(r *filter.RequestReply) func(*filter.RequestCall) (*filter.RequestReply, error) {
+	return func(*filter.RequestCall) (*filter.RequestReply, error) { return r, nil }
+}
+
+var quiet = slog.New(slog.DiscardHandler)
+
+func TestBoundsAddUp(t *testing.T) {
+	g := gate.New([]gate.Link{
+		link("a", says(&filter.RequestReply{
+			Enforce: []filter.Matcher{{Type: filter.MatchEqual, Name: "tenant", Value: "a"}}, Tenants: []string{"a"},
+			HasTimeRange: true, MinTime: 10, MaxTime: 100, MaxSeries: 5, MaxBytes: 7,
+		})),
+		{Name: "not asked", Filter: hook{f: func(*filter.RequestCall) (*filter.RequestReply, error) { panic("asked") }}},
+		link("b", says(&filter.RequestReply{
+			Enforce: []filter.Matcher{{Type: filter.MatchNotRegexp, Name: "team", Value: "x|y"}}, Tenants: []string{"a", "b"},
+			HasTimeRange: true, MinTime: 5, MaxTime: 90, MaxSeries: 9, MaxSamples: 3, MaxBytes: math.MaxUint64, Subject: "carol\n",
+		})),
+		link("c", says(nil)),
+	}, "", quiet)
+	got, err := g.Admit(access.WithCaller(context.Background(), &access.Caller{Method: "basic", Subject: "alice"}), &access.Ask{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &access.Grant{
+		Subject: "carol ", Tenants: []string{"a", "b"}, MinTime: 10, MaxTime: 90, MaxSeries: 5, MaxSamples: 3, MaxBytes: 7, Filters: []string{"a", "b", "c"},
+		Enforce: []*labels.Matcher{labels.MustNewMatcher(labels.MatchEqual, "tenant", "a"), labels.MustNewMatcher(labels.MatchNotRegexp, "team", "x|y")},
+	}
+	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b *labels.Matcher) bool { return a.String() == b.String() })); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+func TestWhatFiltersAreTold(t *testing.T) {
+	var got *filter.RequestCall
+	g := gate.New([]gate.Link{link("a", func(c *filter.RequestCall) (*filter.RequestReply, error) { got = c; return nil, nil })}, "", quiet)
+	ctx := access.WithCaller(context.Background(), &access.Caller{
+		Method: "bearer", Subject: "alice", Claims: []byte(`{"groups":["x","y"],"n":1}`), Headers: map[string][]string{"z": {"1"}, "a": {"2", "3"}},
+	})
+	ms := [][]*labels.Matcher{{labels.MustNewMatcher(labels.MatchRegexp, "job", "a.*"), labels.MustNewMatcher(labels.MatchNotEqual, "x", "")}}
+	if _, err := g.Admit(ctx, &access.Ask{Kind: "range", Query: "up", Selectors: ms, Start: 1, End: 2, Step: 3}); err != nil {
+		t.Fatal(err)
+	}
+	want := &filter.RequestCall{
+		Kind: "range", Query: "up", Start: 1, End: 2, Step: 3,
+		Selectors: [][]filter.Matcher{{{Type: filter.MatchRegexp, Name: "job", Value: "a.*"}, {Type: filter.MatchNotEqual, Name: "x"}}},
+		Caller: filter.Caller{
+			Method: "bearer", Subject: "alice", Claims: []byte(`{"groups":["x","y"],"n":1}`),
+			ClaimSettings: []filter.Setting{{Path: "groups[0]", Value: "x"}, {Path: "groups[1]", Value: "y"}, {Path: "n", Value: "1"}},
+			Headers:       []filter.Header{{Name: "a", Values: []string{"2", "3"}}, {Name: "z", Values: []string{"1"}}},
+		},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	for name, tc := range map[string]struct {
+		f      func(*filter.RequestCall) (*filter.RequestReply, error)
+		status int // 0: unavailable
+		text   string
+	}{
+		"denied":  {says(&filter.RequestReply{Deny: &filter.Denial{Message: "not\nyou"}}), 403, "not you"},
+		"nobody":  {says(&filter.RequestReply{Deny: &filter.Denial{Status: 401}}), 401, "filter f refuses this"},
+		"strange": {says(&filter.RequestReply{Deny: &filter.Denial{Status: 200, Message: "no"}}), 403, "no"},
+		"long":    {says(&filter.RequestReply{Deny: &filter.Denial{Message: strings.Repeat("é", 1000)}}), 403, strings.Repeat("é", 250) + "…"},
+		"failed":  {func(*filter.RequestCall) (*filter.RequestReply, error) { return nil, errors.New("SECRET") }, 0, "filter f cannot decide about requests at the moment: ask the operator"},
+		"fault": {func(*filter.RequestCall) (*filter.RequestReply, error) {
+			return nil, fmt.Errorf("SECRET %w", carrier.ErrFault)
+		}, 0, "filter f cannot decide about requests at the moment: ask the operator"},
+		"bad regexp":    {says(&filter.RequestReply{Enforce: []filter.Matcher{{Type: filter.MatchRegexp, Name: "a", Value: "("}}}), 0, "filter f cannot decide about requests at the moment"},
+		"unknown type":  {says(&filter.RequestReply{Enforce: []filter.Matcher{{Type: 4, Name: "a"}}}), 0, "filter f cannot decide about requests at the moment"},
+		"without label": {says(&filter.RequestReply{Enforce: []filter.Matcher{{Value: "x"}}}), 0, "filter f cannot decide about requests at the moment"},
+	} {
+		g := gate.New([]gate.Link{link("ok", says(nil)), link("f", tc.f)}, `Basic realm="x"`, quiet)
+		grant, err := g.Admit(context.Background(), &access.Ask{})
+		if err == nil || grant != nil || err.Error() != tc.text {
+			t.Errorf("%s: %v, %v", name, grant, err)
+			continue
+		}
+		var denied *access.Denied
+		switch {
+		case tc.status == 0 && !errors.Is(err, backend.ErrUnavailable):
+			t.Errorf("%s: kind of %v", name, err)
+		case tc.status != 0 && (!errors.As(err, &denied) || denied.Status != tc.status || (denied.Challenge != "") != (tc.status == 401)):
+			t.Errorf("%s: %+v", name, denied)
+		}
+	}
+}
+
+func TestAdmins(t *testing.T) {
+	var log bytes.Buffer
+	logger := slog.New(slog.NewTextHandler(&log, nil))
+	g := gate.New([]gate.Link{link("a", says(&filter.RequestReply{Admin: true, Tenants: []string{"*"}})), link("b", says(nil))}, "", logger)
+	grant, err := g.Admit(access.WithCaller(context.Background(), &access.Caller{Subject: "root"}), &access.Ask{Query: "sum(x)"})
+	if err != nil || !grant.Admin || grant.Scoped() {
+		t.Errorf("%+v, %v", grant, err)
+	}
+	if s := log.String(); !strings.Contains(s, "all tenants") || !strings.Contains(s, "root") || !strings.Contains(s, "sum(x)") {
+		t.Errorf("the log says %q", s)
+	}
+	if grant, err = gate.New(nil, "", quiet).Admit(context.Background(), &access.Ask{}); err != nil || !grant.Admin {
+		t.Errorf("without filters: %+v, %v", grant, err)
+	}
+	if grant, err = gate.New([]gate.Link{link("a", says(nil))}, "", quiet).Admit(context.Background(), &access.Ask{}); err != nil || grant.Admin {
+		t.Errorf("nobody said admin: %+v, %v", grant, err)
+	}
+}
