@@ -16,21 +16,23 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+
+	"github.com/promweave/promweave/core/access"
 )
 
-// GRPC are the options that make a server verify its callers. Health checks need
-// no name.
-func (v *Verifier) GRPC() []grpc.ServerOption {
+// GRPC are the options that make a server verify its callers, each by the verifier
+// that is in force then. Health checks need no name.
+func GRPC(current func() *Verifier) []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-			ctx, err := v.call(ctx, info.FullMethod)
+			ctx, err := current().call(ctx, info.FullMethod)
 			if err != nil {
 				return nil, err
 			}
 			return next(ctx, req)
 		}),
 		grpc.ChainStreamInterceptor(func(srv any, s grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-			ctx, err := v.call(s.Context(), info.FullMethod)
+			ctx, err := current().call(s.Context(), info.FullMethod)
 			if err != nil {
 				return err
 			}
@@ -62,8 +64,8 @@ func (v *Verifier) call(ctx context.Context, method string) (context.Context, er
 	if err == nil {
 		return out, nil
 	}
-	var unknown *UnknownError
-	if errors.As(err, &unknown) {
+	var denied *access.Denied
+	if errors.As(err, &denied) {
 		return nil, status.Error(codes.Unauthenticated, err.Error())
 	}
 	return nil, status.Error(codes.Unavailable, err.Error())

@@ -47,24 +47,13 @@ type Config struct {
 	Open []string
 }
 
-// UnknownError is a caller of which nobody knows who it is. Its text says no more
-// than whoever tries to get in may know.
-type UnknownError struct {
-	text string
-	// Challenges for the header WWW-Authenticate.
-	Challenges []string
-}
-
-// Error returns the text.
-func (e *UnknownError) Error() string { return e.text }
-
 // Verifier verifies callers. It is safe for concurrent use.
 type Verifier struct {
-	cfg        Config
-	log        *slog.Logger
-	tokens     *tokens // nil: none are accepted
-	challenges []string
-	open       map[string]bool
+	cfg       Config
+	log       *slog.Logger
+	tokens    *tokens // nil: none are accepted
+	challenge string
+	open      map[string]bool
 
 	// verified passwords, under a key that only this process knows: bcrypt takes
 	// tens of milliseconds, and dashboards ask often.
@@ -85,16 +74,18 @@ func New(cfg Config, log *slog.Logger) (*Verifier, error) {
 			return nil, fmt.Errorf("password of user %q: no bcrypt hash: %w", user, err)
 		}
 	}
+	var challenges []string
 	if len(cfg.Users) > 0 {
-		v.challenges = append(v.challenges, `Basic realm="promweave", charset="UTF-8"`)
+		challenges = append(challenges, `Basic realm="promweave", charset="UTF-8"`)
 	}
 	if cfg.JWT != nil {
 		var err error
 		if v.tokens, err = newTokens(cfg.JWT, log); err != nil {
 			return nil, err
 		}
-		v.challenges = append(v.challenges, `Bearer realm="promweave"`)
+		challenges = append(challenges, `Bearer realm="promweave"`)
 	}
+	v.challenge = strings.Join(challenges, ", ")
 	for _, p := range cfg.Open {
 		v.open[p] = true
 	}
@@ -104,8 +95,17 @@ func New(cfg Config, log *slog.Logger) (*Verifier, error) {
 // Required says whether callers have to say who they are.
 func (v *Verifier) Required() bool { return len(v.cfg.Users) > 0 || v.tokens != nil || v.cfg.MTLS }
 
-// HTTP verifies who sent a request and returns its context with the caller. The
-// error is an *UnknownError, or says that the issuer's keys cannot be had.
+// Challenge is what goes with a refusal of somebody unknown: a value of the header
+// WWW-Authenticate, "" where neither passwords nor tokens are accepted.
+func (v *Verifier) Challenge() string { return v.challenge }
+
+type openKey struct{}
+
+// Open says whether a request is for one of Config.Open, which anybody may ask.
+func Open(ctx context.Context) bool { return ctx.Value(openKey{}) != nil }
+
+// HTTP verifies who sent a request and returns its context with the caller. The error
+// is an *access.Denied, or of kind unavailable if the issuer's keys cannot be had.
 func (v *Verifier) HTTP(r *http.Request) (context.Context, error) {
 	var chains [][]*x509.Certificate
 	if r.TLS != nil {
@@ -133,6 +133,9 @@ func (v *Verifier) verify(ctx context.Context, path string, auth []string, chain
 			}
 		}
 	}
+	if v.open[path] {
+		ctx = context.WithValue(ctx, openKey{}, true)
+	}
 	return access.WithCaller(ctx, c), nil
 }
 
@@ -150,9 +153,9 @@ func (v *Verifier) caller(ctx context.Context, auth []string, chains [][]*x509.C
 			return v.basic(ctx, value)
 		case strings.EqualFold(scheme, "Bearer") && v.tokens != nil:
 			c, err := v.tokens.verify(ctx, strings.TrimSpace(value))
-			var unknown *UnknownError
-			if errors.As(err, &unknown) {
-				unknown.Challenges = v.challenges
+			var denied *access.Denied
+			if errors.As(err, &denied) {
+				denied.Challenge = v.challenge
 			}
 			return c, err
 		}
@@ -179,7 +182,7 @@ func (v *Verifier) ways() string {
 }
 
 func (v *Verifier) unknown(format string, args ...any) error {
-	return &UnknownError{text: fmt.Sprintf(format, args...), Challenges: v.challenges}
+	return access.Unauthenticated(v.challenge, format, args...)
 }
 
 // nobody is the hash that passwords of unknown users are compared with, so that

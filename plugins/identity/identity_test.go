@@ -105,8 +105,8 @@ func TestBasic(t *testing.T) {
 		},
 	} {
 		_, err := ask(v, change)
-		var unknown *identity.UnknownError
-		if !errors.As(err, &unknown) || len(unknown.Challenges) != 1 || !strings.HasPrefix(unknown.Challenges[0], "Basic ") {
+		var denied *access.Denied
+		if !errors.As(err, &denied) || denied.Status != 401 || !strings.HasPrefix(denied.Challenge, "Basic ") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -257,8 +257,8 @@ func TestTokens(t *testing.T) {
 				"long":            strings.Repeat("x", 20<<10),
 			} {
 				_, err := bearer(token)
-				var unknown *identity.UnknownError
-				if !errors.As(err, &unknown) {
+				var denied *access.Denied
+				if !errors.As(err, &denied) || denied.Status != 401 || !strings.HasPrefix(denied.Challenge, "Bearer ") {
 					t.Errorf("%s: %v", name, err)
 				}
 			}

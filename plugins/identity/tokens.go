@@ -149,7 +149,7 @@ func (t *tokens) ready() (*oidc.IDTokenVerifier, error) {
 
 func (t *tokens) verify(ctx context.Context, raw string) (*access.Caller, error) {
 	if raw == "" || len(raw) > maxToken {
-		return nil, &UnknownError{text: "the bearer token is empty or too long"}
+		return nil, access.Unauthenticated("", "the bearer token is empty or too long")
 	}
 	v, err := t.ready()
 	if err != nil {
@@ -159,26 +159,26 @@ func (t *tokens) verify(ctx context.Context, raw string) (*access.Caller, error)
 	if err != nil {
 		var expired *oidc.TokenExpiredError
 		if errors.As(err, &expired) {
-			return nil, &UnknownError{text: "the token has expired: get a new one"}
+			return nil, access.Unauthenticated("", "the token has expired: get a new one")
 		}
 		if strings.Contains(err.Error(), "fetching keys") {
 			t.log.Error("the keys of the token issuer cannot be fetched", "err", err)
 			return nil, backend.Errorf(backend.ErrUnavailable, "tokens cannot be verified at the moment, ask again later")
 		}
 		t.log.Warn("refused", "method", MethodBearer, "err", err)
-		return nil, &UnknownError{text: "the token is not valid here"}
+		return nil, access.Unauthenticated("", "the token is not valid here")
 	}
 	if !slices.ContainsFunc(token.Audience, func(a string) bool { return slices.Contains(t.cfg.Audience, a) }) {
 		t.log.Warn("refused", "method", MethodBearer, "subject", token.Subject, "audience", token.Audience)
-		return nil, &UnknownError{text: "the token is for somebody else: it does not name this service as audience"}
+		return nil, access.Unauthenticated("", "the token is for somebody else: it does not name this service as audience")
 	}
 	var claims json.RawMessage
 	if err := token.Claims(&claims); err != nil {
-		return nil, &UnknownError{text: "the token's claims cannot be read"}
+		return nil, access.Unauthenticated("", "the token's claims cannot be read")
 	}
 	var compact bytes.Buffer
 	if err := json.Compact(&compact, claims); err != nil {
-		return nil, &UnknownError{text: "the token's claims cannot be read"}
+		return nil, access.Unauthenticated("", "the token's claims cannot be read")
 	}
 	return &access.Caller{Method: MethodBearer, Subject: token.Subject, Claims: compact.Bytes()}, nil
 }
