@@ -60,7 +60,7 @@ type Fault struct {
 const (
 	KindStart     = "start"     // it did not come up
 	KindCrash     = "crash"     // it ended by itself or by a signal
-	KindTimeout   = "timeout"   // it did not answer
+	KindUnhealthy = "unhealthy" // it did not answer, or said that it cannot work
 	KindMemory    = "memory"    // it took more than it may
 	KindConfigure = "configure" // it refused a configuration that it had accepted before
 )
@@ -89,8 +89,6 @@ type Limits struct {
 	// DrainTimeout is how long a process that is replaced or closed may finish its
 	// calls, StopTimeout how long it may take to end after that. Defaults 5 s, 2 s.
 	DrainTimeout, StopTimeout time.Duration
-	// RetryWait is how long Await waits for a process that is on its way. Default 3 s.
-	RetryWait time.Duration
 }
 
 // WithDefaults fills in what is zero.
@@ -102,7 +100,7 @@ func (l Limits) WithDefaults() Limits {
 		{&l.StartTimeout, 10 * time.Second}, {&l.HealthInterval, 2 * time.Second}, {&l.HealthTimeout, time.Second},
 		{&l.MinBackoff, 50 * time.Millisecond}, {&l.MaxBackoff, 30 * time.Second},
 		{&l.FaultWindow, time.Minute}, {&l.OpenFor, time.Minute},
-		{&l.DrainTimeout, 5 * time.Second}, {&l.StopTimeout, 2 * time.Second}, {&l.RetryWait, 3 * time.Second},
+		{&l.DrainTimeout, 5 * time.Second}, {&l.StopTimeout, 2 * time.Second},
 	} {
 		if *d.v <= 0 {
 			*d.v = d.def
@@ -125,9 +123,10 @@ type Hooks[P Process] struct {
 	// Serve prepares a process, so that calls may go to it from the moment it returns nil.
 	Serve func(ctx context.Context, p P) error
 	// Lost says that p takes no more calls and why: a fault, or nil if it was replaced
-	// or is closed.
-	Lost func(p P, fault error)
-	// Changed is told of every change of state and of every fault, and returns at once.
+	// or is closed. It is called with the zero P when a start has failed. Another process
+	// may serve within wait; 0 is never soon.
+	Lost func(p P, fault *Fault, wait time.Duration)
+	// Changed is told of every change of state, and returns at once.
 	Changed func(Snapshot)
 	// Jitter is between 0 and 1; nil is random.
 	Jitter func() float64
@@ -141,7 +140,7 @@ type Snapshot struct {
 	Restarts int
 	// Faults by kind; the last one and its time.
 	Faults        map[string]int
-	LastFault     error
+	LastFault     *Fault
 	LastFaultTime time.Time
 	// Next is the time of the next start while backing off or failed.
 	Next time.Time
@@ -167,8 +166,6 @@ type Supervisor[P Process] struct {
 	mu      sync.Mutex
 	now     Snapshot
 	current P
-	has     bool
-	changed chan struct{} // closed and renewed at every change
 }
 
 type replacement[P Process] struct {
@@ -192,7 +189,7 @@ func Open[P Process](ctx context.Context, limits Limits, hooks Hooks[P]) (*Super
 	}
 	s := &Supervisor[P]{
 		hooks: hooks, limits: limits.WithDefaults(), done: make(chan struct{}),
-		replace: make(chan replacement[P]), changed: make(chan struct{}),
+		replace: make(chan replacement[P]),
 	}
 	s.now.Faults = map[string]int{}
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
@@ -223,76 +220,20 @@ func (s *Supervisor[P]) snapshot() Snapshot {
 	return n
 }
 
-// Current returns the process that serves, or false.
-func (s *Supervisor[P]) Current() (P, bool) {
+// Current returns the process that serves, or the zero P.
+func (s *Supervisor[P]) Current() P {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.current, s.has
-}
-
-// Refusal is why there is no process, for errors.
-func (s *Supervisor[P]) Refusal() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.refusal()
-}
-
-func (s *Supervisor[P]) refusal() error {
-	switch {
-	case s.now.State == carrier.Closed:
-		return ErrClosed
-	case s.now.LastFault == nil:
-		return fmt.Errorf("the plug-in is %s", s.now.State)
-	case s.now.State == carrier.Failed:
-		return fmt.Errorf("the plug-in has failed too often and is tried again at %s: %w", s.now.Next.Format(time.TimeOnly), s.now.LastFault)
-	}
-	return fmt.Errorf("the plug-in is %s after a fault: %w", s.now.State, s.now.LastFault)
-}
-
-// Await returns the process that serves if it is not old. Otherwise it waits for the
-// next one, while one is to be expected within Limits.RetryWait.
-func (s *Supervisor[P]) Await(ctx context.Context, old P) (P, error) {
-	var zero P
-	limit := time.NewTimer(s.limits.RetryWait)
-	defer limit.Stop()
-	for {
-		s.mu.Lock()
-		p, has, changed := s.current, s.has, s.changed
-		var err error
-		switch s.now.State {
-		case carrier.Failed, carrier.Closed:
-			err = s.refusal()
-		case carrier.BackingOff:
-			if time.Until(s.now.Next) > s.limits.RetryWait {
-				err = s.refusal()
-			}
-		case carrier.Starting, carrier.Serving:
-			// Serving the old one: its end is about to be noticed.
-		}
-		s.mu.Unlock()
-		if has && p != old {
-			return p, nil
-		}
-		if err != nil {
-			return zero, err
-		}
-		select {
-		case <-changed:
-		case <-limit.C:
-			if has {
-				return p, nil
-			}
-			return zero, s.Refusal()
-		case <-ctx.Done():
-			return zero, context.Cause(ctx)
-		}
-	}
+	return s.current
 }
 
 // Replace starts another process with start and puts it in the place of the current
 // one, which finishes its calls and ends. Later starts use start as well. On an error
 // everything is as it was.
 func (s *Supervisor[P]) Replace(ctx context.Context, start func(context.Context) (P, error)) error {
+	if s.ctx.Err() != nil {
+		return ErrClosed
+	}
 	ctx, cancel := context.WithTimeout(ctx, s.limits.StartTimeout)
 	defer cancel()
 	stop := context.AfterFunc(s.ctx, cancel)
@@ -342,7 +283,7 @@ func (s *Supervisor[P]) Close() error {
 }
 
 // start makes a process and prepares it. A process that cannot be used is ended.
-func (s *Supervisor[P]) start(ctx context.Context) (P, error) {
+func (s *Supervisor[P]) start(ctx context.Context) (P, *Fault) {
 	var zero P
 	ctx, cancel := context.WithTimeout(ctx, s.limits.StartTimeout)
 	defer cancel()
@@ -396,24 +337,21 @@ func (s *Supervisor[P]) retire(p P) {
 func (s *Supervisor[P]) run(p P) {
 	defer close(s.done)
 	defer s.set(carrier.Closed, time.Time{})
-	has := true
+	var zero P
 	for {
-		var fault error
-		if has {
+		var fault *Fault
+		if p != zero {
 			p, fault = s.watch(p)
 			s.notServing()
-			s.hooks.Lost(p, fault)
 			if fault == nil { // closed
+				s.hooks.Lost(p, nil, 0)
 				s.retire(p)
 				return
 			}
-			s.discard(p)
-			has = false
 		} else {
 			s.set(carrier.Starting, time.Time{})
 			if p, fault = s.start(s.ctx); fault == nil {
 				s.serving(p, true)
-				has = true
 				continue
 			}
 			if s.ctx.Err() != nil {
@@ -421,6 +359,15 @@ func (s *Supervisor[P]) run(p P) {
 			}
 		}
 		pause, state := s.failed(fault)
+		wait := pause + s.limits.StartTimeout
+		if state == carrier.Failed {
+			wait = 0
+		}
+		s.hooks.Lost(p, fault, wait)
+		if p != zero {
+			s.discard(p)
+			p = zero
+		}
 		s.set(state, time.Now().Add(pause))
 		if pause <= 0 {
 			continue
@@ -434,7 +381,7 @@ func (s *Supervisor[P]) run(p P) {
 				return
 			case r := <-s.replace:
 				if s.take(r) == nil {
-					p, has = r.p, true
+					p = r.p
 					s.serving(p, true)
 					r.err <- nil
 					break wait
@@ -449,7 +396,7 @@ func (s *Supervisor[P]) run(p P) {
 
 // watch returns when the process is lost: with its fault, or nil when the supervisor
 // is closed. The process that it returns may be another one, by Replace.
-func (s *Supervisor[P]) watch(p P) (P, error) {
+func (s *Supervisor[P]) watch(p P) (P, *Fault) {
 	failures := 0
 	tick := time.NewTimer(s.limits.HealthInterval)
 	defer tick.Stop()
@@ -480,11 +427,11 @@ func (s *Supervisor[P]) watch(p P) (P, error) {
 			case err == nil:
 				failures = 0
 			case errors.As(err, &f):
-				return p, err
+				return p, &Fault{Kind: f.Kind, Err: err}
 			default:
 				failures++
 				if failures >= s.limits.HealthFailures {
-					return p, &Fault{Kind: KindTimeout, Err: fmt.Errorf("it does not answer (%d times in a row): %w", failures, err)}
+					return p, &Fault{Kind: KindUnhealthy, Err: fmt.Errorf("it was asked %d times in a row how it is: %w", failures, err)}
 				}
 			}
 			if failures == 0 {
@@ -499,7 +446,7 @@ func (s *Supervisor[P]) watch(p P) (P, error) {
 			old := p
 			p = r.p
 			s.serving(p, true)
-			s.hooks.Lost(old, nil)
+			s.hooks.Lost(old, nil, 0)
 			s.retire(old)
 			r.err <- nil
 			// The other process starts with a clean slate; an answer of the old one goes nowhere.
@@ -527,11 +474,10 @@ func (s *Supervisor[P]) take(r replacement[P]) error {
 }
 
 // failed counts a fault, and says how long to pause and as what.
-func (s *Supervisor[P]) failed(fault error) (time.Duration, carrier.State) {
+func (s *Supervisor[P]) failed(fault *Fault) (time.Duration, carrier.State) {
 	now := time.Now()
-	f := asFault(KindStart, fault)
 	s.mu.Lock()
-	s.now.Faults[f.Kind]++
+	s.now.Faults[fault.Kind]++
 	s.now.LastFault, s.now.LastFaultTime = fault, now
 	s.mu.Unlock()
 
@@ -564,7 +510,7 @@ func (s *Supervisor[P]) jitter(d time.Duration) time.Duration {
 
 func (s *Supervisor[P]) serving(p P, restart bool) {
 	s.mu.Lock()
-	s.current, s.has = p, true
+	s.current = p
 	if restart {
 		s.now.Restarts++
 	}
@@ -575,15 +521,13 @@ func (s *Supervisor[P]) serving(p P, restart bool) {
 func (s *Supervisor[P]) notServing() {
 	var zero P
 	s.mu.Lock()
-	s.current, s.has = zero, false
+	s.current = zero
 	s.mu.Unlock()
 }
 
 func (s *Supervisor[P]) set(state carrier.State, next time.Time) {
 	s.mu.Lock()
 	s.now.State, s.now.Since, s.now.Next = state, time.Now(), next
-	close(s.changed)
-	s.changed = make(chan struct{})
 	n := s.snapshot()
 	s.mu.Unlock()
 	s.hooks.Changed(n)

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -139,8 +138,15 @@ func (h *host) hooks() Hooks[*process] {
 			}
 			return nil
 		},
-		Lost: func(p *process, fault error) {
-			h.note("lost %d: %v", p.id, fault)
+		Lost: func(p *process, fault *Fault, wait time.Duration) {
+			switch {
+			case p == nil:
+				h.note("not started: %v, wait %v", fault, wait)
+			case fault == nil:
+				h.note("left %d", p.id)
+			default:
+				h.note("lost %d: %v, wait %v", p.id, fault, wait)
+			}
 		},
 		Changed: func(s Snapshot) { h.note("%s", s.State) },
 		Jitter:  func() float64 { return 0.5 },
@@ -185,16 +191,18 @@ func TestRestartAtOnceThenBackoffThenFailed(t *testing.T) {
 			t.Error(err)
 		}
 		h.want(
-			"0s starting", "0s serving", "0s lost 0: exit status 2",
+			"0s starting", "0s serving", "0s lost 0: exit status 2, wait 10s",
 			"0s backing off", "0s starting", // at once
-			"0s backing off", "50ms starting",
-			"50ms backing off", "150ms starting",
-			"150ms backing off", "350ms starting",
-			"350ms failed", "1m0.35s starting", // the circuit is open
-			"1m0.35s failed", "2m0.35s starting",
-			"2m0.35s failed", // one fault is enough now
+			"0s not started: boom, wait 10.05s", "0s backing off",
+			"50ms starting", "50ms not started: boom, wait 10.1s", "50ms backing off",
+			"150ms starting", "150ms not started: boom, wait 10.2s", "150ms backing off",
+			"350ms starting", "350ms not started: boom, wait 0s",
+			"350ms failed", // the circuit is open: nobody is to wait
+			"1m0.35s starting", "1m0.35s not started: boom, wait 0s",
+			"1m0.35s failed", // one fault is enough now
+			"2m0.35s starting", "2m0.35s not started: boom, wait 0s", "2m0.35s failed",
 			"3m0.35s starting", "3m0.35s serving",
-			"4m0s lost 7: <nil>", "4m0s closed",
+			"4m0s left 7", "4m0s closed",
 		)
 	})
 }
@@ -208,12 +216,6 @@ func TestFailedUntilStable(t *testing.T) {
 		synctest.Wait()
 		if got := s.Snapshot().State; got != carrier.Failed {
 			t.Fatalf("state %s", got)
-		}
-		if err := s.Refusal(); err == nil || !strings.Contains(err.Error(), "failed too often") {
-			t.Errorf("refusal %v", err)
-		}
-		if _, err := s.Await(t.Context(), nil); err == nil {
-			t.Error("Await waits for a process that is ten minutes away")
 		}
 		time.Sleep(12 * time.Minute) // serves again, and is stable
 		if got := s.Snapshot(); got.State != carrier.Serving || got.Restarts != 1 || got.Faults[KindCrash] != 1 {
@@ -250,7 +252,7 @@ func TestHungProcessIsKilled(t *testing.T) {
 		p.setHealth(hang)
 		time.Sleep(time.Minute)
 		h.want("0s starting", "0s serving",
-			"7s lost 0: it does not answer (3 times in a row): context deadline exceeded",
+			"7s lost 0: it was asked 3 times in a row how it is: context deadline exceeded, wait 10s",
 			"7s backing off", "7s starting", "7s serving")
 		<-p.stopc
 		if !p.killed {
@@ -262,13 +264,13 @@ func TestHungProcessIsKilled(t *testing.T) {
 		time.Sleep(4 * time.Second)
 		q.setHealth(nil)
 		time.Sleep(time.Minute)
-		if got, _ := s.Current(); got != q {
+		if got := s.Current(); got != q {
 			t.Error("a process that was slow once is gone")
 		}
 		// A fault that it knows itself ends it at once.
 		q.setHealth(func(context.Context) error { return &Fault{Kind: KindMemory, Err: errors.New("too large")} })
 		time.Sleep(3 * time.Second)
-		if n := s.Snapshot().Faults; n[KindMemory] != 1 || n[KindTimeout] != 1 {
+		if n := s.Snapshot().Faults; n[KindMemory] != 1 || n[KindUnhealthy] != 1 {
 			t.Errorf("faults %v", n)
 		}
 		s.Close()
@@ -325,8 +327,8 @@ func TestCloseDuringEveryState(t *testing.T) {
 				if got := s.Snapshot().State; got != carrier.Closed {
 					t.Errorf("state %s", got)
 				}
-				if _, err := s.Await(t.Context(), nil); !errors.Is(err, ErrClosed) {
-					t.Errorf("Await: %v", err)
+				if p := s.Current(); p != nil {
+					t.Errorf("process %d", p.id)
 				}
 				if err := s.Replace(t.Context(), h.start); !errors.Is(err, ErrClosed) {
 					t.Errorf("Replace: %v", err)
@@ -334,35 +336,6 @@ func TestCloseDuringEveryState(t *testing.T) {
 			})
 		})
 	}
-}
-
-func TestAwaitWaitsForTheNextProcess(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := &host{}
-		s := open(t, Limits{}, h)
-		defer s.Close()
-		old := h.process(0)
-		h.mu.Lock()
-		h.onStart = func(context.Context, int) error { time.Sleep(time.Second); return nil }
-		h.mu.Unlock()
-		go func() {
-			time.Sleep(100 * time.Millisecond)
-			old.end(errors.New("gone"))
-		}()
-		p, err := s.Await(t.Context(), old) // before anybody noticed
-		if err != nil || p.id != 1 {
-			t.Fatalf("%v, %v", p, err)
-		}
-		// It does not wait for ever for a process that does not change.
-		if q, err := s.Await(t.Context(), p); err != nil || q != p {
-			t.Errorf("%v, %v", q, err)
-		}
-		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
-		defer cancel()
-		if _, err := s.Await(ctx, p); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("error %v", err)
-		}
-	})
 }
 
 func TestReplace(t *testing.T) {
@@ -376,7 +349,7 @@ func TestReplace(t *testing.T) {
 		if err := s.Replace(t.Context(), h.start); err != nil {
 			t.Fatal(err)
 		}
-		if p, _ := s.Current(); p.id != 1 {
+		if p := s.Current(); p.id != 1 {
 			t.Errorf("process %d serves", p.id)
 		}
 		synctest.Wait()
@@ -404,7 +377,7 @@ func TestReplace(t *testing.T) {
 			t.Errorf("error %v", err)
 		}
 		<-h.process(2).stopc
-		if p, _ := s.Current(); p.id != 1 {
+		if p := s.Current(); p.id != 1 {
 			t.Errorf("process %d serves", p.id)
 		}
 		if n := s.Snapshot(); len(n.Faults) != 0 || n.Restarts != 1 {
