@@ -77,6 +77,9 @@ func (w Window) Range(now time.Time) (minTime, maxTime int64) {
 type Entry struct {
 	Spec
 	Backend backend.Backend
+	// Close, if not nil, is called instead of Backend's own once nothing uses the
+	// backend: for one that shares what it is made of with the one that follows it.
+	Close func() error
 }
 
 // Member is one expected store as it was at one moment; it does not change.
@@ -215,8 +218,12 @@ func (s *Set) unused(g *generation) (out []Entry) {
 
 func (s *Set) closeAll(entries []Entry) {
 	for _, e := range entries {
-		if c, ok := e.Backend.(backend.Closer); ok {
-			if err := c.Close(); err != nil {
+		end := e.Close
+		if c, ok := e.Backend.(backend.Closer); ok && end == nil {
+			end = c.Close
+		}
+		if end != nil {
+			if err := end(); err != nil {
 				s.opts.Logger.Warn("closing a backend", "backend", e.Name, "err", err)
 			}
 		}
