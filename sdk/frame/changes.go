@@ -93,7 +93,7 @@ func (c *Changes) parse(b []byte, tier Tier) error {
 	r := reader{b: b, words: c.words, left: uint64(len(b) - replyHeader)}
 	groupAt, ok := r.array(replyHeader, uint64(groups))
 	if !ok {
-		return replyFault("the offsets of the groups do not lie inside")
+		return replyFault("the offsets of the groups do not lie inside, or overlap with other parts")
 	}
 	if symbols != 0 || symbolsAt != 0 {
 		if what := c.symbols.check(&r, symbols, symbolsAt, bytesAt, symbolBytes, 0); what != "" {
@@ -119,7 +119,7 @@ func (c *Changes) parseGroup(r *reader, i int, at uint32, tier Tier) (int, strin
 	in := c.in.Group(i)
 	head, ok := r.array(at, 2)
 	if !ok {
-		return -1, "does not lie inside"
+		return -1, "does not lie inside, or overlap with other parts"
 	}
 	g := &c.groups[i]
 	g.changed, g.begin = true, len(c.columns)
@@ -133,12 +133,12 @@ func (c *Changes) parseGroup(r *reader, i int, at uint32, tier Tier) (int, strin
 		return -1, "leaves out some rows, where tier names may leave out all or none"
 	default:
 		if g.keep, ok = r.array(keep, (uint64(in.Rows())+31)/32); !ok {
-			return -1, "the bits of the rows to keep do not lie inside"
+			return -1, "the bits of the rows to keep do not lie inside, or overlap with other parts"
 		}
 	}
 	cols, ok := r.array(at+8, 3*uint64(head[0]))
 	if !ok {
-		return -1, "its columns do not lie inside"
+		return -1, "its columns do not lie inside, or overlap with other parts"
 	}
 	symbols := uint64(c.base) + uint64(c.symbols.len())
 	for j := 0; j < len(cols); j += 3 {
@@ -161,7 +161,7 @@ func (c *Changes) parseGroup(r *reader, i int, at uint32, tier Tier) (int, strin
 			}
 			refs, ok := r.array(arg, uint64(in.Rows()))
 			if !ok {
-				return j / 3, "its references do not lie inside"
+				return j / 3, "its references do not lie inside, or overlap with other parts"
 			}
 			for _, ref := range refs {
 				if uint64(ref) >= symbols {

@@ -102,11 +102,11 @@ func (t *symbolTable) size(i uint32) uint32 { return t.at[i+1] - t.at[i] }
 func (t *symbolTable) check(r *reader, count, at, bytesAt, n uint32, empties int) string {
 	ends, ok := r.array(at, uint64(count)+1)
 	if !ok {
-		return "the table of symbols does not lie inside"
+		return "the table of symbols does not lie inside, or overlap with other parts"
 	}
 	data, ok := r.bytes(bytesAt, n)
 	if !ok {
-		return "the bytes of the symbols do not lie inside"
+		return "the bytes of the symbols do not lie inside, or overlap with other parts"
 	}
 	if ends[0] != 0 || ends[count] != n {
 		return "the table of symbols does not span their bytes"
@@ -120,8 +120,11 @@ func (t *symbolTable) check(r *reader, count, at, bytesAt, n uint32, empties int
 		if to < from || to > n {
 			return "the end of symbol " + strconv.Itoa(i) + " is before its begin"
 		}
-		if (to == from) != (i < empties) {
-			return "symbol " + strconv.Itoa(i) + " is empty; only symbol 0 is, and must be"
+		if i < empties && to != from {
+			return "symbol " + strconv.Itoa(i) + " must be empty"
+		}
+		if i >= empties && to == from {
+			return "symbol " + strconv.Itoa(i) + " is empty, which only symbol 0 of a frame is"
 		}
 		// All bytes are valid together: what could go wrong is a border inside a character.
 		if to > from && !utf8.RuneStart(data[from]) {
@@ -230,7 +233,7 @@ func (f *Frame) parse(b []byte) error {
 	r := reader{b: b, words: w, left: uint64(len(b) - frameHeader)}
 	groupAt, ok := r.array(frameHeader, uint64(groups))
 	if !ok {
-		return fault("the offsets of the groups do not lie inside")
+		return fault("the offsets of the groups do not lie inside, or overlap with other parts")
 	}
 	if what := f.symbols.check(&r, symbols, symbolsAt, bytesAt, symbolBytes, 1); what != "" {
 		return fault(what)
@@ -293,7 +296,7 @@ func (f *Frame) rankNames() bool {
 func (f *Frame) checkGroup(r *reader, i int, at uint32) (rows uint32, err error) {
 	head, ok := r.array(at, 2)
 	if !ok {
-		return 0, faultIn(i, -1, "does not lie inside")
+		return 0, faultIn(i, -1, "does not lie inside, or overlap with other parts")
 	}
 	rows, columns := head[0], head[1]
 	if rows == 0 || rows > MaxRows {
@@ -301,7 +304,7 @@ func (f *Frame) checkGroup(r *reader, i int, at uint32) (rows uint32, err error)
 	}
 	cols, ok := r.array(at+8, 3*uint64(columns))
 	if !ok {
-		return 0, faultIn(i, -1, "its columns do not lie inside")
+		return 0, faultIn(i, -1, "its columns do not lie inside, or overlap with other parts")
 	}
 	symbols, names, before := uint32(f.symbols.len()), f.names, uint32(0)
 	for c := 0; c < len(cols); c += 3 {
@@ -329,7 +332,7 @@ func (f *Frame) checkGroup(r *reader, i int, at uint32) (rows uint32, err error)
 		case References:
 			refs, ok := r.array(arg, uint64(rows))
 			if !ok {
-				return 0, faultIn(i, c/3, "its references do not lie inside")
+				return 0, faultIn(i, c/3, "its references do not lie inside, or overlap with other parts")
 			}
 			for _, ref := range refs {
 				// 0 wraps around and is no name.
@@ -360,7 +363,7 @@ func (f *Frame) checkChunks(r *reader, at, rows uint32) string {
 	}
 	first, ok := r.array(at, uint64(rows)+1)
 	if !ok {
-		return "the records of the rows do not lie inside"
+		return "the records of the rows do not lie inside, or overlap with other parts"
 	}
 	if first[0] != 0 || !slices.IsSorted(first) {
 		return "the records of the rows must begin at 0 and never fall"
@@ -368,11 +371,11 @@ func (f *Frame) checkChunks(r *reader, at, rows uint32) string {
 	count := first[rows]
 	recordsAt := (uint64(at) + 4*(uint64(rows)+1) + 7) / 8 * 8
 	if recordsAt > uint64(len(r.b)) || uint64(count)*recordBytes > uint64(len(r.b))-recordsAt {
-		return "the records do not lie inside"
+		return "the records do not lie inside, or overlap with other parts"
 	}
 	records, ok := r.bytes(uint32(recordsAt), count*recordBytes)
 	if !ok {
-		return "the records do not lie inside"
+		return "the records do not lie inside, or overlap with other parts"
 	}
 	data := r.b[int(recordsAt)+len(records):]
 	for i := range int(count) {
@@ -385,7 +388,7 @@ func (f *Frame) checkChunks(r *reader, at, rows uint32) string {
 		case minTime > maxTime:
 			what = "its min time is after its max time"
 		case uint64(from)+uint64(n) > uint64(len(data)) || uint64(n) > r.left:
-			what = "its bytes do not lie inside"
+			what = "its bytes do not lie inside, or overlap with other parts"
 		case kind > maxKind:
 			what = "its kind is unknown"
 		case encoding == EncodingPlain:

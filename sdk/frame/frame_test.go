@@ -127,3 +127,295 @@ func TestRoundTrip(t *testing.T) {
 		}
 	}
 }
+
+// A Builder says what is wrong, and Reset forgets it.
+func TestBuilderRefuses(t *testing.T) {
+	var b Builder
+	for want, add := range map[string]func(){
+		"row 1: label \"a\" comes after \"b\"": func() { b.AddRow("b", "x", "a", "x") },
+		"row 1: label \"a\" comes after \"a\"": func() { b.AddRow("a", "x", "a", "y") },
+		"row 1: a label without a name":        func() { b.AddRow("", "x") },
+		"row 1: not valid UTF-8: \"\\xff\"":    func() { b.AddRow("a", "\xff") },
+		"more than 16 MiB":                     func() { b.AddRow("a", strings.Repeat("x", MaxBytes)) },
+		"row 65536: a frame has at most 65536": func() {
+			for range MaxRows {
+				b.AddRow("a", "b")
+			}
+		},
+		"row 0: a chunk before any row": func() {
+			b.Reset()
+			b.AddChunk(Chunk{})
+		},
+	} {
+		b.Reset()
+		b.AddRow("a", "b")
+		add()
+		dst := []byte("before")
+		if out, err := b.Append(dst); err == nil || !strings.Contains(err.Error(), want) || string(out) != "before" {
+			t.Errorf("error %v, want %q", err, want)
+		}
+	}
+	b.Reset()
+	b.AddRow("a", "", "b", "x") // a label without a value is none
+	out, err := b.Append(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var f Frame
+	if err := f.Parse(out); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]row{{labels: []string{"b", "x"}}}, rowsOf(&f), compareRows); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// Symbols and ids of a caller's own make the same frame as strings.
+func TestBuilderIDs(t *testing.T) {
+	rows := randomRows(rand.New(rand.NewPCG(1, 1)), 50)
+	want := build(t, rows)
+	var b Builder
+	for _, r := range rows {
+		for i := 0; i < len(r.labels); i += 2 {
+			b.LabelIDs(b.Name(r.labels[i]), b.Value(r.labels[i+1]))
+		}
+		b.EndRow()
+		for _, c := range r.chunks {
+			b.AddChunk(c)
+		}
+	}
+	if got, err := b.Append(nil); err != nil || !slices.Equal(got, want) {
+		t.Fatalf("another frame (%v)", err)
+	}
+}
+
+// A frame of a few bytes must not stand for a label set of any size, nor take long.
+func TestHostileFrames(t *testing.T) {
+	long := strings.Repeat("x", 1<<20)
+	var pairs []string
+	for i := range 30 {
+		pairs = append(pairs, fmt.Sprintf("n%02d", i), long)
+	}
+	var b Builder
+	b.AddRow("a", "b")
+	b.AddRow(pairs...)
+	out, err := b.Append(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var f Frame
+	if err := f.Parse(out); err == nil || !strings.Contains(err.Error(), "group 1: a label set of more than 16 MiB") {
+		t.Errorf("a label set of 30 MiB in %d bytes: error %v", len(out), err)
+	}
+	if f.Rows() != 0 || f.Groups() != 0 || f.Symbols() != 0 || f.HasChunks() || f.Bytes() != nil {
+		t.Error("there is something in a Frame after an error")
+	}
+	// Long names with the same beginning, in many groups: Parse compares them once.
+	b.Reset()
+	names := []string{long + "1", long + "2", long + "3", long + "4", long + "5", long + "6"}
+	for i := range 200 {
+		for k, n := range names {
+			if k < 4 || k-4 == i%2 {
+				b.LabelIDs(b.Name(n), b.Value("v"))
+			}
+		}
+		b.EndRow()
+	}
+	if out, err = b.Append(nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Parse(out); err != nil {
+		t.Fatal(err)
+	}
+	// A reply may be 4 times the frame and 1 MiB.
+	f.Parse(build(t, nil))
+	var c Changes
+	reply := make([]byte, 4*len(f.Bytes())+1<<20+4)
+	copy(reply, "PWR1")
+	if err := c.Parse(reply, &f, TierRows); err == nil || !strings.Contains(err.Error(), "4 times the frame") {
+		t.Errorf("a reply that is too long: error %v", err)
+	}
+	if err := c.Parse(reply[:32], &f, 0); err == nil {
+		t.Error("a reply to no tier: no error")
+	}
+}
+
+// A Frame, a Reply and Changes that were used before need no more memory.
+func TestNoAllocation(t *testing.T) {
+	b := build(t, randomRows(rand.New(rand.NewPCG(2, 2)), 100))
+	unaligned := append(make([]byte, 1), b...)[1:]
+	var f Frame
+	var r Reply
+	var c Changes
+	var out []byte
+	round := func() {
+		if f.Parse(unaligned) != nil || f.Parse(b) != nil {
+			panic("refused")
+		}
+		r.Reset(&f)
+		for i := range f.Groups() {
+			r.Group(i)
+			r.Refs(r.Intern("new"))
+			r.Drop(0)
+		}
+		out = r.Append(out[:0])
+		if c.Parse(out, &f, TierRows) != nil {
+			panic("refused")
+		}
+	}
+	round()
+	if n := testing.AllocsPerRun(10, round); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	for seed := range uint64(8) {
+		f.Add(build(f, randomRows(rand.New(rand.NewPCG(seed, 0)), int(seed))))
+	}
+	var b Builder
+	b.Withhold("a")
+	b.EndRow()
+	b.AddRow("a", "b")
+	withheld, err := b.Append(nil)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(withheld)
+	f.Fuzz(func(t *testing.T, in []byte) {
+		var f Frame
+		if f.Parse(in) != nil {
+			return
+		}
+		rows := rowsOf(&f)
+		var b Builder
+		for i, row := range rows {
+			g := f.Group(f.GroupOf(i))
+			for k := 0; k < len(row.labels); k += 2 {
+				if col := g.Column(g.Find(f.FindName(row.labels[k]))); col.Form == Withheld {
+					b.Withhold(row.labels[k])
+				} else {
+					b.Label(row.labels[k], row.labels[k+1])
+				}
+			}
+			b.EndRow()
+			for _, c := range row.chunks {
+				b.AddChunk(c)
+			}
+		}
+		out, err := b.Append(nil)
+		if err != nil {
+			return // what is shared in the frame may be too much once it is not
+		}
+		var again Frame
+		if err := again.Parse(out); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(rows, rowsOf(&again), compareRows); diff != "" {
+			t.Fatal(diff)
+		}
+		var n NameLists
+		if names, err := n.Append(nil, &f); err == nil {
+			if err := again.Parse(names); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var v ColumnValues
+		var all []string
+		for id := range f.Names() {
+			all = append(all, f.Symbol(uint32(id+1)))
+		}
+		if columns, err := v.Append(nil, &f, all); err == nil {
+			if err := again.Parse(columns); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+func FuzzParseReply(f *testing.F) {
+	in := build(f, []row{{labels: []string{"a", "1", "b", "2"}}, {labels: []string{"a", "1", "b", "3"}}, {labels: []string{"c", "2"}}})
+	var frame Frame
+	if err := frame.Parse(in); err != nil {
+		f.Fatal(err)
+	}
+	var r Reply
+	for tier := TierNames; tier <= TierRows; tier++ {
+		r.Reset(&frame)
+		r.Group(0)
+		r.Input(r.Intern("x"), 1)
+		r.Constant(1, r.Intern("y"))
+		if tier >= TierColumns {
+			r.Refs(2)[1] = r.Intern("z")
+		}
+		r.Group(1)
+		if tier == TierRows {
+			r.Drop(0)
+		}
+		f.Add(r.Append(nil), uint8(tier))
+	}
+	f.Fuzz(func(t *testing.T, b []byte, tier uint8) {
+		var c Changes
+		if c.Parse(b, &frame, Tier(tier)) != nil {
+			return
+		}
+		// All that was said can be said again.
+		text := changesMeaning(&c, &frame)
+		var r Reply
+		r.Reset(&frame)
+		for i := range frame.Groups() {
+			g := c.Group(i)
+			if !g.Changed() {
+				continue
+			}
+			r.Group(i)
+			symbol := func(id uint32) uint32 {
+				if int(id) < frame.Symbols() {
+					return id
+				}
+				return r.Intern(c.Symbol(id))
+			}
+			for j := range g.Columns() {
+				switch col := g.Column(j); col.Source {
+				case FromInput:
+					r.Input(symbol(col.Name), col.Input)
+				case FromConstant:
+					r.Constant(symbol(col.Name), symbol(col.Ref(0)))
+				case FromRefs:
+					refs := r.Refs(symbol(col.Name))
+					for k, ref := range col.Refs() {
+						refs[k] = symbol(ref)
+					}
+				}
+			}
+			if g.KeepsNone() {
+				r.DropAll()
+			}
+			for k := range g.Input().Rows() {
+				size := uint64(0)
+				for j := range g.Columns() {
+					if ref := g.Column(j).Ref(k); ref != 0 {
+						size += uint64(len(c.Symbol(g.Column(j).Name)) + len(c.Symbol(ref)))
+					}
+				}
+				if g.RowBytes(k) != size {
+					t.Fatalf("RowBytes says %d, the labels have %d", g.RowBytes(k), size)
+				}
+				if !g.KeepsAll() && !g.KeepsNone() && !g.Keeps(k) {
+					r.Drop(k)
+				}
+			}
+		}
+		out := r.Append(nil)
+		if len(out) > 4*len(in)+1<<20 {
+			return
+		}
+		var again Changes
+		if err := again.Parse(out, &frame, Tier(tier)); err != nil {
+			t.Fatal(err)
+		}
+		if got := changesMeaning(&again, &frame); got != text {
+			t.Fatalf("got\n%s\nwant\n%s", got, text)
+		}
+	})
+}
