@@ -568,7 +568,11 @@ func (in *instance) hostLog(s []uint64) {
 	b := in.read(s[1], s[2])
 	b = b[:min(len(b), maxLine)]
 	in.Charge(len(b))
-	in.plugin.logLine(in, level(s[0]), b)
+	text := strings.ToValidUTF8(string(b), "\uFFFD")
+	if level(s[0]) >= slog.LevelError {
+		in.says(text)
+	}
+	in.plugin.logLine(in, level(s[0]), text)
 }
 
 var counterName = regexp.MustCompile(`^[a-z_]{1,40}$`)
@@ -718,12 +722,16 @@ func (in *instance) flush() {
 		return
 	}
 	text := strings.ToValidUTF8(string(line), "\uFFFD")
-	// What a Go program panics with is in the first line of a long dump.
-	dying := strings.HasPrefix(in.call.said, "panic: ") || strings.HasPrefix(in.call.said, "fatal error: ")
-	if !dying {
+	in.says(text)
+	in.plugin.logLine(in, slog.LevelInfo, text)
+}
+
+// says keeps a line for the text of a fault. What a Go program panics with is in the
+// first line of a long dump.
+func (in *instance) says(text string) {
+	if !strings.HasPrefix(in.call.said, "panic: ") && !strings.HasPrefix(in.call.said, "fatal error: ") {
 		in.call.said = text[:min(len(text), 256)]
 	}
-	in.plugin.output(in, text)
 }
 
 // Now implements wasi.Host. Without the permission the clock stands still, but for

@@ -253,8 +253,9 @@ func (v *version) compile(ctx context.Context, m *meter.Result) (err error) {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	config := wazero.NewRuntimeConfig().WithCoreFeatures(features).
-		WithMemoryLimitPages(uint32(v.plugin.config.Limits.InstanceMemory >> 16)).WithDebugInfoEnabled(false)
+	// The limit of memory is not given to the runtime: the allocator has it, and knows
+	// then who was refused.
+	config := wazero.NewRuntimeConfig().WithCoreFeatures(features).WithDebugInfoEnabled(false)
 	if dir := v.plugin.config.CacheDir; dir != "" {
 		if dir, err = cacheDir(dir, fmt.Sprintf("m%d-%s", meter.Version, v.sha256)); err != nil {
 			return err

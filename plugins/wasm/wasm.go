@@ -383,21 +383,14 @@ const (
 	linesPerSec   = 100
 )
 
-// output keeps a line that the module wrote, and logs it.
-func (p *Plugin) output(in *instance, line string) {
+// logLine keeps a line that a module wrote, and logs it as far as the rate allows.
+func (p *Plugin) logLine(in *instance, l slog.Level, line string) {
+	now := time.Now().Unix()
 	p.mu.Lock()
 	if len(p.lines) >= keptLines {
 		p.lines = slices.Delete(p.lines, 0, len(p.lines)-keptLines+1)
 	}
-	p.lines = append(p.lines, line[:min(len(line), keptLineBytes)])
-	p.mu.Unlock()
-	p.logLine(in, slog.LevelInfo, []byte(line))
-}
-
-// logLine logs what a module says, as far as the rate allows.
-func (p *Plugin) logLine(in *instance, l slog.Level, line []byte) {
-	now := time.Now().Unix()
-	p.mu.Lock()
+	p.lines = append(p.lines, strings.Clone(line[:min(len(line), keptLineBytes)]))
 	dropped := 0
 	if now != p.logSecond {
 		dropped, p.dropped = p.dropped, 0
@@ -419,8 +412,7 @@ func (p *Plugin) logLine(in *instance, l slog.Level, line []byte) {
 	if in.config != nil {
 		name = in.config.name
 	}
-	p.log.Log(context.Background(), l, "plug-in says", "plugin", p.config.Name, "instance", name,
-		"text", strings.ToValidUTF8(string(line), "\uFFFD"))
+	p.log.Log(context.Background(), l, "plug-in says", "plugin", p.config.Name, "instance", name, "text", line)
 }
 
 // collector makes metrics of a plug-in when they are asked for, so that calls pay
