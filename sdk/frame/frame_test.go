@@ -4,14 +4,17 @@
 package frame
 
 import (
+	"encoding/binary"
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"go.uber.org/goleak"
 )
 
@@ -269,6 +272,17 @@ func TestNoAllocation(t *testing.T) {
 	}
 }
 
+// plausible gives bytes the magic and total that they need, so that a fuzzer gets past them.
+func plausible(b []byte, magic string) []byte {
+	b = append(make([]byte, 0, len(b)+8), b...)
+	for len(b) < 8 || len(b)%4 != 0 {
+		b = append(b, 0)
+	}
+	copy(b, magic)
+	binary.LittleEndian.PutUint32(b[4:], uint32(len(b)))
+	return b
+}
+
 func FuzzParse(f *testing.F) {
 	for seed := range uint64(8) {
 		f.Add(build(f, randomRows(rand.New(rand.NewPCG(seed, 0)), int(seed))))
@@ -282,55 +296,94 @@ func FuzzParse(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(withheld)
-	f.Fuzz(func(t *testing.T, in []byte) {
-		var f Frame
-		if f.Parse(in) != nil {
-			return
-		}
-		rows := rowsOf(&f)
-		var b Builder
-		for i, row := range rows {
-			g := f.Group(f.GroupOf(i))
-			for k := 0; k < len(row.labels); k += 2 {
-				if col := g.Column(g.Find(f.FindName(row.labels[k]))); col.Form == Withheld {
-					b.Withhold(row.labels[k])
-				} else {
-					b.Label(row.labels[k], row.labels[k+1])
-				}
+	f.Fuzz(func(t *testing.T, in []byte) { checkParse(t, plausible(in, frameMagic)) })
+}
+
+// checkParse says whether in is a frame, and if so, whether everything in it can be read
+// and written again.
+func checkParse(t *testing.T, in []byte) bool {
+	t.Helper()
+	var f Frame
+	if f.Parse(in) != nil {
+		return false
+	}
+	rows := rowsOf(&f)
+	var b Builder
+	for i, row := range rows {
+		g := f.Group(f.GroupOf(i))
+		for k := 0; k < len(row.labels); k += 2 {
+			if col := g.Column(g.Find(f.FindName(row.labels[k]))); col.Form == Withheld {
+				b.Withhold(row.labels[k])
+			} else {
+				b.Label(row.labels[k], row.labels[k+1])
 			}
-			b.EndRow()
-			for _, c := range row.chunks {
-				b.AddChunk(c)
-			}
 		}
-		out, err := b.Append(nil)
-		if err != nil {
-			return // what is shared in the frame may be too much once it is not
+		b.EndRow()
+		for _, c := range row.chunks {
+			b.AddChunk(c)
 		}
-		var again Frame
-		if err := again.Parse(out); err != nil {
-			t.Fatal(err)
-		}
-		if diff := cmp.Diff(rows, rowsOf(&again), compareRows); diff != "" {
+	}
+	out, err := b.Append(nil)
+	if err != nil {
+		return true // what is shared in the frame may be too much once it is not
+	}
+	var again Frame
+	if err := again.Parse(out); err != nil {
+		t.Fatal(err)
+	}
+	if got := rowsOf(&again); !reflect.DeepEqual(rows, got) {
+		if diff := cmp.Diff(rows, got, compareRows, cmpopts.EquateEmpty()); diff != "" {
 			t.Fatal(diff)
 		}
-		var n NameLists
-		if names, err := n.Append(nil, &f); err == nil {
-			if err := again.Parse(names); err != nil {
-				t.Fatal(err)
+	}
+	var n NameLists
+	if names, err := n.Append(nil, &f); err == nil {
+		if err := again.Parse(names); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var v ColumnValues
+	var all []string
+	for id := range f.Names() {
+		all = append(all, f.Symbol(uint32(id+1)))
+	}
+	if columns, err := v.Append(nil, &f, all); err == nil {
+		if err := again.Parse(columns); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return true
+}
+
+// One number of a frame is another one: Parse refuses it, or all of it can be read.
+func TestMutations(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 3))
+	frames := 0
+	for range 300 {
+		b := build(t, randomRows(r, 1+r.IntN(10)))
+		for range 30 {
+			bad := slices.Clone(b)
+			at := 8 + 4*r.IntN(len(b)/4-2)
+			v := binary.LittleEndian.Uint32(bad[at:])
+			switch r.IntN(4) {
+			case 0:
+				v += uint32(r.IntN(9)) - 4
+			case 1:
+				v = uint32(r.IntN(20))
+			case 2:
+				v = uint32(r.IntN(len(b)+8)) / 4 * 4
+			default:
+				v = r.Uint32()
+			}
+			binary.LittleEndian.PutUint32(bad[at:], v)
+			if checkParse(t, bad) {
+				frames++
 			}
 		}
-		var v ColumnValues
-		var all []string
-		for id := range f.Names() {
-			all = append(all, f.Symbol(uint32(id+1)))
-		}
-		if columns, err := v.Append(nil, &f, all); err == nil {
-			if err := again.Parse(columns); err != nil {
-				t.Fatal(err)
-			}
-		}
-	})
+	}
+	if frames < 500 || frames > 8500 {
+		t.Errorf("%d of 9000 are frames: that tells nothing", frames)
+	}
 }
 
 func FuzzParseReply(f *testing.F) {
@@ -356,7 +409,7 @@ func FuzzParseReply(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte, tier uint8) {
 		var c Changes
-		if c.Parse(b, &frame, Tier(tier)) != nil {
+		if c.Parse(plausible(b, replyMagic), &frame, Tier(tier%4)) != nil {
 			return
 		}
 		// All that was said can be said again.
@@ -411,7 +464,7 @@ func FuzzParseReply(f *testing.F) {
 			return
 		}
 		var again Changes
-		if err := again.Parse(out, &frame, Tier(tier)); err != nil {
+		if err := again.Parse(out, &frame, Tier(tier%4)); err != nil {
 			t.Fatal(err)
 		}
 		if got := changesMeaning(&again, &frame); got != text {
