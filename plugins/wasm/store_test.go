@@ -22,6 +22,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -29,6 +30,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/promweave/promweave/plugins/carrier"
+	"github.com/promweave/promweave/plugins/carrier/carriertest"
 	"github.com/promweave/promweave/plugins/wasm/fetch"
 	"github.com/promweave/promweave/sdk/backend"
 	"github.com/promweave/promweave/sdk/filter"
@@ -191,24 +193,26 @@ func TestStoreStop(t *testing.T) {
 
 // TestStoreClose closes while a reader does not read.
 func TestStoreClose(t *testing.T) {
-	p := open(t, "store.wasm")
-	b := newBackend(t, p, "many")
-	var last error
-	for _, err := range b.Series(t.Context(), everything) {
-		if err != nil {
-			last = err
-			break
+	synctest.Test(t, func(t *testing.T) {
+		p := open(t, "store.wasm")
+		b := newBackend(t, p, "many")
+		var last error
+		for _, err := range b.Series(t.Context(), everything) {
+			if err != nil {
+				last = err
+				break
+			}
+			if err := p.Close(); err != nil {
+				t.Error(err)
+			}
 		}
-		if err := p.Close(); err != nil {
-			t.Error(err)
+		if !errors.Is(last, backend.ErrUnavailable) {
+			t.Errorf("got %v", last)
 		}
-	}
-	if !errors.Is(last, backend.ErrUnavailable) {
-		t.Errorf("got %v", last)
-	}
+	})
 }
 
-// httpStore is a backend whose label values are the answer to a request of url.
+// httpValue returns label values, which are the answer to a request of target.
 func httpValue(t *testing.T, p *Plugin, mode, target string) []string {
 	t.Helper()
 	b := newBackend(t, p, mode, filter.Setting{Path: "url", Value: target})
@@ -631,11 +635,11 @@ func rewritten(b *labels.Builder) {
 	b.Set("tenant", b.Get("namespace"))
 }
 
-// goGuest builds testdata/goguest once.
-func goGuest(t testing.TB) string {
+// goModule builds a main package.
+func goModule(t testing.TB, source string) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "goguest.wasm")
-	cmd := exec.Command("go", "build", "-buildmode=c-shared", "-ldflags=-s -w", "-o", path, "./testdata/goguest")
+	path := filepath.Join(t.TempDir(), "guest.wasm")
+	cmd := exec.Command("go", "build", "-buildmode=c-shared", "-ldflags=-s -w", "-o", path, source)
 	cmd.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -643,10 +647,29 @@ func goGuest(t testing.TB) string {
 	return path
 }
 
+// TestCarrier is the suite of all carriers.
+func TestCarrier(t *testing.T) {
+	path := goModule(t, "../carrier/carriertest/testplugin/filter")
+	config := Config{Name: "faulty", Path: path, SHA256: digest(t, path), CacheDir: filepath.Join(t.TempDir(), "cache")}
+	config.Permissions = []filter.Permission{filter.PermissionClock}
+	config.Limits.CallTime = time.Second
+	carriertest.Run(t, carriertest.Carrier{
+		Isolated: true,
+		Filter: func(t *testing.T) carrier.Plugin {
+			p, err := Open(t.Context(), config, nil, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.untried = true
+			return p
+		},
+	})
+}
+
 // TestGo runs a module that Go's toolchain built: its runtime needs WASI, sleeps, and
 // dies loudly.
 func TestGo(t *testing.T) {
-	path := goGuest(t)
+	path := goModule(t, "./testdata/goguest")
 	cached := filepath.Join(t.TempDir(), "cache")
 	c := Config{Name: "gopher", Path: path, SHA256: digest(t, path), CacheDir: cached}
 	c.Limits.CallTime = time.Second

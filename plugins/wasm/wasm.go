@@ -109,6 +109,10 @@ type Plugin struct {
 	fetch       *fetch.Client
 	started     time.Time
 	description carrier.Description
+	// closeTime is what calls under way get to end by themselves. untried is for tests
+	// of filters whose first reply is a fault.
+	closeTime time.Duration
+	untried   bool
 
 	// loading is held while versions or configurations come.
 	loading chan struct{}
@@ -145,7 +149,7 @@ func Open(ctx context.Context, c Config, log *slog.Logger, metrics prometheus.Re
 	p := &Plugin{
 		config: c, log: log, metrics: metrics, budget: memory.NewBudget(c.Limits.Memory), started: time.Now(),
 		loading: make(chan struct{}, 1), stopping: make(chan struct{}), kill: make(chan struct{}), drained: make(chan struct{}),
-		tidy: make(chan struct{}, 1),
+		tidy: make(chan struct{}, 1), closeTime: closeTime,
 	}
 	p.pool = pool{
 		versions: map[*version]bool{}, configurations: map[*configuration]bool{}, faults: map[string]int{}, counters: map[string]float64{},
@@ -310,7 +314,6 @@ func (p *Plugin) Status() carrier.Status {
 	return s
 }
 
-// closeTime is what calls under way get to end by themselves.
 const closeTime = 5 * time.Second
 
 // Close implements carrier.Plugin.
@@ -337,7 +340,7 @@ func (p *Plugin) Close() error {
 	p.retire(p.current)
 	p.mu.Unlock()
 	p.discard(old...)
-	timer := time.NewTimer(closeTime)
+	timer := time.NewTimer(p.closeTime)
 	defer timer.Stop()
 	select {
 	case <-p.drained:

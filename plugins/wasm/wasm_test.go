@@ -450,6 +450,7 @@ func TestCancelled(t *testing.T) {
 // TestCloseBusy closes under a call that does not end by itself.
 func TestCloseBusy(t *testing.T) {
 	p := open(t, "hostile.wasm", func(c *Config) { c.Limits.CallTime = time.Hour })
+	p.closeTime = 10 * time.Millisecond
 	f := newFilter(t, p, "request spin")
 	done := make(chan error)
 	go func() { done <- callHook(t.Context(), f, "request", nil) }()
