@@ -269,14 +269,14 @@ func (g *collector) take(b *backend.Batch) error {
 		if g.begun {
 			order = labels.Compare(s.Labels, g.last)
 		}
-		switch {
-		case order < 0:
-			return brokenRule(g.w.name(), "S-1", "series %s came after %s", s.Labels, g.last)
-		case order > 0:
+		if order != 0 {
 			if err := g.w.protect(g.d, s.Labels); err != nil {
-				return err
+				return err // before its label set is in any text
 			}
 			g.sets = append(g.sets, s.Labels)
+		}
+		if order < 0 {
+			return brokenRule(g.w.name(), "S-1", "series %s came after %s", s.Labels, g.last)
 		}
 		g.last, g.begun = s.Labels, true
 		g.pieces = append(g.pieces, s)

@@ -401,20 +401,21 @@ func (d *descent) through(l *link, at []travelling, e *Effect, observed bool) []
 			at = append(at, travelling{m: r})
 			continue
 		}
-		kept := at[:0]
+		var before []travelling // one may become two
 		for _, t := range at {
-			m, constant, err := l.ops[i].inverse(t.m)
+			ms, constant, err := l.ops[i].inverse(t.m)
 			switch {
 			case err != nil:
 				stuck(t)
-			case m != nil:
-				kept = append(kept, travelling{m, t.origin})
-			case !constant:
+			case len(ms) == 0 && !constant:
 				d.none = true
 				return nil
 			}
+			for _, m := range ms {
+				before = append(before, travelling{m, t.origin})
+			}
 		}
-		at = kept
+		at = before
 	}
 	if observed {
 		for _, t := range at {
@@ -424,15 +425,15 @@ func (d *descent) through(l *link, at []travelling, e *Effect, observed bool) []
 	return at
 }
 
-// inverse returns the matcher that holds before the operation exactly where m holds
-// after it; nil and the answer if that is the same for all series.
-func (o *operation) inverse(m *labels.Matcher) (before *labels.Matcher, constant bool, err error) {
+// inverse returns the matchers that all hold before the operation exactly where m
+// holds after it; none and the answer if that is the same for all series.
+func (o *operation) inverse(m *labels.Matcher) (before []*labels.Matcher, constant bool, err error) {
 	switch {
 	case o.rename != nil && m.Name == o.rename.To:
 		// Not compiled again: a matcher with a large regular expression is dear.
 		renamed := *m
 		renamed.Name = o.rename.From
-		return &renamed, false, nil
+		return []*labels.Matcher{&renamed}, false, nil
 	case o.rename != nil && m.Name == o.rename.From,
 		slices.Contains(o.drop, m.Name),
 		o.keep != nil && !slices.Contains(o.keep, m.Name):
@@ -442,33 +443,51 @@ func (o *operation) inverse(m *labels.Matcher) (before *labels.Matcher, constant
 	case o.mapping != nil && m.Name == o.mapping.name:
 		return o.mapping.inverse(m)
 	}
-	return m, false, nil
+	return []*labels.Matcher{m}, false, nil
 }
 
-// inverse is exact for matchers that name values, and for those that do not tell a
-// value from what it becomes.
-func (m *mapping) inverse(x *labels.Matcher) (*labels.Matcher, bool, error) {
-	var named []string
+// inverse is exact, but for a negated regular expression that a value matches and
+// what it becomes does not: there is no matcher for "not this, unless that".
+func (m *mapping) inverse(x *labels.Matcher) ([]*labels.Matcher, bool, error) {
 	positive := x.Type == labels.MatchEqual || x.Type == labels.MatchRegexp
-	if x.Type == labels.MatchEqual || x.Type == labels.MatchNotEqual {
-		named = []string{x.Value}
-	} else if named = x.SetMatches(); len(named) == 0 {
-		for from, to := range m.to {
-			if x.Matches(from) != x.Matches(to) {
-				return nil, false, errMapping
-			}
-		}
-		return x, false, nil
+	pattern := x.Value
+	named := []string{pattern}
+	if x.Type == labels.MatchRegexp || x.Type == labels.MatchNotRegexp {
+		named = x.SetMatches()
 	}
-	var before []string
+	// What x names, or rules out if it is negative, is a set of values. Of those that
+	// are mapped, some enter the set thereby, and some leave it.
+	var enter, leave, stay []string
+	for from, to := range m.to {
+		switch was, is := x.Matches(from) == positive, x.Matches(to) == positive; {
+		case was && is:
+			stay = append(stay, from)
+		case was:
+			leave = append(leave, from)
+		case is:
+			enter = append(enter, from)
+		}
+	}
+	if len(named) == 0 {
+		if len(enter)+len(leave) == 0 {
+			return []*labels.Matcher{x}, false, nil
+		}
+		if !positive && len(leave) > 0 {
+			return nil, false, errMapping
+		}
+		var out []*labels.Matcher
+		y, err := labels.NewMatcher(x.Type, x.Name, strings.Join(append([]string{"(?:" + pattern + ")"}, quoted(enter)...), "|"))
+		out = append(out, y)
+		if err == nil && len(leave) > 0 {
+			y, err = labels.NewMatcher(labels.MatchNotRegexp, x.Name, strings.Join(quoted(leave), "|"))
+			out = append(out, y)
+		}
+		return out, false, err
+	}
+	before := append(enter, stay...)
 	for _, v := range named {
 		if _, ok := m.to[v]; !ok {
 			before = append(before, v)
-		}
-	}
-	for from, to := range m.to {
-		if slices.Contains(named, to) {
-			before = append(before, from)
 		}
 	}
 	slices.Sort(before)
@@ -480,15 +499,20 @@ func (m *mapping) inverse(x *labels.Matcher) (*labels.Matcher, bool, error) {
 	if positive {
 		types = [2]labels.MatchType{labels.MatchEqual, labels.MatchRegexp}
 	}
-	if len(before) == 1 {
-		y, err := labels.NewMatcher(types[0], x.Name, before[0])
-		return y, false, err
+	y, err := labels.NewMatcher(types[0], x.Name, before[0])
+	if len(before) > 1 {
+		y, err = labels.NewMatcher(types[1], x.Name, strings.Join(quoted(before), "|"))
 	}
-	for i, v := range before {
-		before[i] = regexp.QuoteMeta(v)
+	return []*labels.Matcher{y}, false, err
+}
+
+// quoted are patterns for the values, in order.
+func quoted(values []string) []string {
+	out := make([]string, len(values))
+	for i, v := range slices.Sorted(slices.Values(values)) {
+		out[i] = regexp.QuoteMeta(v)
 	}
-	y, err := labels.NewMatcher(types[1], x.Name, strings.Join(before, "|"))
-	return y, false, err
+	return out
 }
 
 // outward takes a label set that is on all series of some data from the store's side

@@ -575,10 +575,12 @@ func (r *runner) each(f func(src int, ls labels.Labels)) error {
 		}
 		return nil
 	}
-	next, hits := 0, 0
+	next, hits, keptHits := 0, 0, 0
 	for i := range r.sets {
 		if r.found[i] {
-			hits++
+			if hits++; r.known[i].kept {
+				keptHits++
+			}
 			continue
 		}
 		k := &r.known[i]
@@ -594,7 +596,15 @@ func (r *runner) each(f func(src int, ls labels.Labels)) error {
 	}
 	r.remember()
 	for i := range r.effects {
-		r.effects[i].MemoHits += hits
+		// Which link left out the others is not remembered: the innermost, as it were.
+		e := &r.effects[i]
+		e.MemoHits += hits
+		if e.SeriesIn += keptHits; i == len(r.effects)-1 {
+			e.SeriesIn += hits - keptHits
+		}
+		if i > 0 {
+			e.SeriesOut += keptHits
+		}
 	}
 	for i := range r.sets {
 		if k := &r.known[i]; k.kept {
