@@ -54,18 +54,26 @@ func (d *Denied) GRPCStatus() *status.Status {
 }
 
 // Permits says whether the grant's matchers hold on a series. As everywhere in
-// PromQL, a label that the series lacks is an empty one.
+// PromQL, a label that the series lacks is an empty one. The label set may come from
+// anybody: names need not be in order, and one that stands there twice with an
+// enforced name is never permitted.
 func (g *Grant) Permits(ls labels.Labels) bool {
 	for _, m := range g.Enforce {
-		if !m.Matches(ls.Get(m.Name)) {
+		value, n := "", 0
+		ls.Range(func(l labels.Label) {
+			if l.Name == m.Name {
+				value = l.Value
+				n++
+			}
+		})
+		if n > 1 || !m.Matches(value) {
 			return false
 		}
 	}
 	return true
 }
 
-// PermitsSet is Permits for a label set as it came from elsewhere, in no certain
-// order: one that names an enforced label twice is never permitted.
+// PermitsSet is Permits for a label set of the wire.
 func (g *Grant) PermitsSet(ls *storepb.LabelSet) bool {
 	for _, m := range g.Enforce {
 		if v, n := find(ls, m.Name); n > 1 || !m.Matches(v) {

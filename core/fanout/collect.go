@@ -5,6 +5,7 @@ package fanout
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -139,6 +140,13 @@ func (s *Session) Collect(ctx context.Context, req *backend.SeriesRequest, repli
 	case s.gate <- struct{}{}:
 		defer func() { <-s.gate }()
 	case <-ctx.Done():
+		if errors.Is(context.Cause(ctx), ErrUnneeded) {
+			s.mu.Lock()
+			for _, a := range asks {
+				a.row.State = report.RowCancelled
+			}
+			s.mu.Unlock()
+		}
 		return nil, context.Cause(ctx)
 	}
 	if lo, hi := s.Grant.Clip(req.MinTime, req.MaxTime); lo > hi {

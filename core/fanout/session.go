@@ -119,6 +119,10 @@ type ask struct {
 
 var errOver = errors.New("came too late")
 
+// ErrUnneeded as the cause of a cancelled context says that the rest of an answer is
+// not wanted any more: nothing is missing for it.
+var ErrUnneeded = errors.New("not needed any more")
+
 // plan decides about every member and notes it in sel. It returns an ask per
 // member, the ones to be asked among them in state RowWouldAsk, and fails if
 // the answer cannot become what is wanted.
@@ -303,6 +307,9 @@ func (a *ask) finish(ctx context.Context, err error) error {
 		r.Reason = report.ReasonProtocol
 	case errors.As(context.Cause(ctx), &budget):
 		r.Reason, r.Detail = report.ReasonTimeout, budget.Error()
+	case errors.Is(context.Cause(ctx), ErrUnneeded):
+		r.State, r.Detail = report.RowCancelled, ""
+		return context.Cause(ctx)
 	case ctx.Err() != nil:
 		// Called off from here: by the client, or because another one failed.
 		r.State, r.Reason = report.RowCancelled, report.ReasonTimeout

@@ -201,6 +201,9 @@ func (p Proxy) LabelValues(ctx context.Context, req *backend.LabelValuesRequest)
 		return nil, backend.Errorf(backend.ErrInvalid, "label name parameter cannot be empty")
 	}
 	if slices.Contains(req.WithoutReplicaLabels, req.Name) {
+		if _, err := p.s.Admit(ctx, storeAsk("store_label_values", req.Matchers, req.MinTime, req.MaxTime)); err != nil {
+			return nil, refused(err)
+		}
 		return &backend.Labels{}, nil
 	}
 	return p.labels(ctx, "store_label_values", req.Name, req.PartialAllowed, req.Matchers, req.MinTime, req.MaxTime, req.Limit,

@@ -6,6 +6,7 @@ package query
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -89,13 +90,14 @@ func (q *querier) Select(ctx context.Context, _ bool, hints *storage.SelectHints
 		algorithm: o.Algorithm, counter: dedup.Counter(req.Hints.Func),
 	}
 	q.r.session.Reserve(sel)
-	q.r.mu.Lock()
-	q.r.sets = append(q.r.sets, selected{set, sel})
-	q.r.mu.Unlock()
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancelCause := context.WithCancelCause(ctx)
+	cancel := func() { cancelCause(fanout.ErrUnneeded) }
 	q.mu.Lock()
 	q.cancels = append(q.cancels, cancel)
 	q.mu.Unlock()
+	q.r.mu.Lock()
+	q.r.sets = append(q.r.sets, selected{set, sel, cancel})
+	q.r.mu.Unlock()
 	q.wg.Go(func() {
 		defer close(set.done)
 		set.selection, set.err = q.r.session.Collect(ctx, req, replicaLabels, sel)
@@ -121,8 +123,27 @@ func (q *querier) Select(ctx context.Context, _ bool, hints *storage.SelectHints
 
 // selected is a selection and its row in the report.
 type selected struct {
-	set *seriesSet
-	row *report.Select
+	set    *seriesSet
+	row    *report.Select
+	cancel func()
+}
+
+// settle calls off the selections that the engine began and then did without, as
+// info() does where nothing is to be joined, so that the report stands still.
+func (r *request) settle() {
+	r.mu.Lock()
+	sets := slices.Clone(r.sets)
+	r.mu.Unlock()
+	for _, s := range sets {
+		select {
+		case <-s.set.done:
+		default:
+			s.cancel()
+		}
+	}
+	for _, s := range sets {
+		<-s.set.done
+	}
 }
 
 // evaluated notes what deduplication did, once an engine is done.

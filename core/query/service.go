@@ -356,6 +356,7 @@ func (s *Service) run(ctx context.Context, req *Request, kind string) (_ *Result
 		return nil, &Error{Kind: ErrBadData, Err: err, Report: r.finish()}
 	}
 	res := q.Exec(ctx)
+	r.settle()
 	err = res.Err
 	if err == nil {
 		err = r.session.Failure()
