@@ -357,6 +357,9 @@ func validatePlugin(p *Plugin, at string, l *loader) {
 	default:
 		bad(at+".launch", "%q is none of spawn, dial, wasm", p.Launch)
 	}
+	if p.TLS.InsecureSkipVerify {
+		bad(at+".tls.insecure_skip_verify", "is not for plug-ins: what could be anybody's must not decide or answer")
+	}
 	for i, x := range p.Permissions {
 		if !slices.Contains(permissions, x) {
 			bad(fmt.Sprintf("%s.permissions[%d]", at, i), "unknown permission %q%s", x, didYouMean(x, permissions))

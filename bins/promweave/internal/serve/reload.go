@@ -85,6 +85,7 @@ func (p *process) reload(by string) error {
 		{"logging.format", old.Logging.Format, cfg.Logging.Format},
 		{"tracing", old.Tracing, cfg.Tracing},
 		{"self_scrape", old.SelfScrape, cfg.SelfScrape},
+		{"plugins", old.Plugins, cfg.Plugins},
 	} {
 		if !reflect.DeepEqual(x.old, x.now) {
 			p.log.Warn("a change takes effect at the next restart only", "key", x.key)
@@ -101,18 +102,27 @@ func (p *process) apply(old config.Config) (config.Config, error) {
 	if name := old.SelfScrape.Backend; name != "" && !p.stores.keeps(cfg, name) {
 		return old, fmt.Errorf("backend %s receives Promweave's own metrics (self_scrape): to change or remove it needs a restart", name)
 	}
-	entries, commit, err := p.stores.open(cfg)
+	filters, err := p.filters.open(context.Background(), cfg)
 	if err != nil {
 		return old, err
 	}
+	entries, commit, err := p.stores.open(context.Background(), cfg, filters)
+	if err != nil {
+		filters.discard()
+		return old, err
+	}
+	filters.between()
 	if !reflect.DeepEqual(old.Query, cfg.Query) {
-		if err := p.query.use(cfg.Query, p.set, p.log, p.metrics, p.tracing); err != nil {
+		if err := p.query.use(cfg.Query, p.set, &p.filters.doors, p.log, p.metrics, p.tracing); err != nil {
+			p.filters.restore()
 			p.stores.discard()
+			filters.discard()
 			return old, err
 		}
 	}
 	p.set.Swap(context.Background(), entries)
 	commit()
+	filters.commit()
 	if err := p.level(cfg.Logging.Level); err != nil { // checked when it was loaded
 		p.log.Warn("log level", "err", err)
 	}
@@ -130,7 +140,7 @@ type current struct {
 
 var _ httpapi.Queries = (*current)(nil)
 
-func (c *current) use(cfg config.Query, set *membership.Set, log *slog.Logger, m *metrics, t *tracing) error {
+func (c *current) use(cfg config.Query, set *membership.Set, gate access.Gate, log *slog.Logger, m *metrics, t *tracing) error {
 	// Without replica labels there is nothing to merge, unless a request names some.
 	algorithm, replicas := dedup.Algorithm(cfg.Dedup), cfg.ReplicaLabels
 	if cfg.Dedup == "off" {
@@ -152,9 +162,9 @@ func (c *current) use(cfg config.Query, set *membership.Set, log *slog.Logger, m
 		Engine: cfg.Engine, Timeout: cfg.Timeout, LookbackDelta: cfg.LookbackDelta,
 		ReplicaLabels: replicas, Dedup: algorithm,
 		AutoDownsampling: cfg.AutoDownsampling, NoPartial: !cfg.PartialResponse,
-		MaxSamples: samples,
-		Limits:     c.limits,
-		Logger:     log.With("part", "query"), Registerer: reg, Tracer: t.tracer(),
+		MaxSamples: samples, Gate: gate,
+		Limits: c.limits,
+		Logger: log.With("part", "query"), Registerer: reg, Tracer: t.tracer(),
 	})
 	if err != nil {
 		return err

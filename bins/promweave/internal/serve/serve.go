@@ -109,10 +109,11 @@ type process struct {
 	metrics *metrics
 	started time.Time
 
-	stores *stores
-	set    *membership.Set
-	query  *current
-	state  reloadState
+	filters *filters
+	stores  *stores
+	set     *membership.Set
+	query   *current
+	state   reloadState
 }
 
 func (p *process) run(ctx context.Context, cfg config.Config) (err error) {
@@ -130,8 +131,18 @@ func (p *process) run(ctx context.Context, cfg config.Config) (err error) {
 		defer grpcL.Close()
 	}
 
-	p.stores = newStores(p.log, p.metrics, p.tracing)
-	entries, commit, err := p.stores.open(cfg)
+	if p.filters, err = newFilters(cfg.Plugins, p.log, p.metrics); err != nil {
+		return err
+	}
+	// Last of all: backends may be plug-ins.
+	defer p.filters.close()
+	filters, err := p.filters.open(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	filters.commit()
+	p.stores = newStores(p.log, p.metrics, p.tracing, p.filters.registry)
+	entries, commit, err := p.stores.open(ctx, cfg, filters)
 	if err != nil {
 		return err
 	}
@@ -143,7 +154,7 @@ func (p *process) run(ctx context.Context, cfg config.Config) (err error) {
 		p.query.close()
 		p.set.Close()
 	}()
-	if err := p.query.use(cfg.Query, p.set, p.log, p.metrics, p.tracing); err != nil {
+	if err := p.query.use(cfg.Query, p.set, &p.filters.doors, p.log, p.metrics, p.tracing); err != nil {
 		return err
 	}
 	p.state.reloaded(cfg, p.metrics, true)
@@ -267,8 +278,11 @@ func (p *process) httpServer(cfg config.Config) (*http.Server, error) {
 			}
 			return nil
 		},
-		Config: func() string { return p.state.config().Redacted() },
-		Flags:  p.o.Flags,
+		Authenticate:  p.filters.doors.http,
+		Plugins:       p.filters.statuses,
+		RestartPlugin: p.filters.restart,
+		Config:        func() string { return p.state.config().Redacted() },
+		Flags:         p.o.Flags,
 		BuildInfo: httpapi.BuildInfo{
 			Version: buildVersion(p.o.Version, build), Revision: version.GetRevision(), Branch: version.Branch,
 			BuildUser: version.BuildUser, BuildDate: version.BuildDate, GoVersion: runtime.Version(),
@@ -375,6 +389,7 @@ func serveHTTP(ctx context.Context, l net.Listener, s *http.Server, webConfig st
 
 func (p *process) grpcServer(cfg config.Config) (*grpc.Server, error) {
 	opts := storeapi.ServerOptions(p.tracing.grpcServer()...)
+	opts = append(opts, p.filters.doors.grpc()...)
 	if t := cfg.GRPC.TLS; t.Enabled() {
 		tlsCfg, err := serverTLS(t)
 		if err != nil {

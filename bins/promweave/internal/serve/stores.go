@@ -4,6 +4,8 @@
 package serve
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -19,16 +21,21 @@ import (
 	"github.com/promweave/promweave/backends/storeapi"
 	"github.com/promweave/promweave/backends/tsdb"
 	"github.com/promweave/promweave/bins/promweave/internal/config"
+	"github.com/promweave/promweave/core/fanout"
 	"github.com/promweave/promweave/core/membership"
+	"github.com/promweave/promweave/core/report"
+	"github.com/promweave/promweave/plugins/filtering"
+	"github.com/promweave/promweave/plugins/registry"
 	"github.com/promweave/promweave/sdk/backend"
 )
 
 // stores are the open backends by name. A backend whose configuration a reload
-// does not change stays open.
+// does not change stays open; if only its filters change, what they are around does.
 type stores struct {
 	log     *slog.Logger
 	metrics *metrics
 	tracing *tracing
+	plugins *registry.Registry
 
 	mu     sync.Mutex
 	opened map[string]*store
@@ -36,25 +43,39 @@ type stores struct {
 	fresh []*store
 }
 
+// store is a backend as queries see it.
 type store struct {
-	cfg config.Backend
+	cfg  config.Backend
+	core *shared[*kernel]
+	// uses are the filters around it, the outermost first.
+	uses []*shared[*registry.Filter]
+	// replicas are the labels that tell replicas apart, as the filters were told.
+	replicas []string
+	b        backend.Backend
+	// end releases what it is made of, once.
+	end func() error
+}
+
+// kernel is a backend without the filters around it.
+type kernel struct {
 	b   backend.Backend
 	reg *prometheus.Registry
 }
 
-func newStores(log *slog.Logger, m *metrics, t *tracing) *stores {
-	return &stores{log: log, metrics: m, tracing: t, opened: map[string]*store{}}
+func newStores(log *slog.Logger, m *metrics, t *tracing, plugins *registry.Registry) *stores {
+	return &stores{log: log, metrics: m, tracing: t, plugins: plugins, opened: map[string]*store{}}
 }
 
+// get returns a backend without filters.
 func (s *stores) get(name string) backend.Backend {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if st := s.opened[name]; st != nil {
-		return st.b
+		return st.core.v.b
 	}
 	for _, st := range s.fresh {
 		if st.cfg.Name == name {
-			return st.b
+			return st.core.v.b
 		}
 	}
 	return nil
@@ -62,30 +83,38 @@ func (s *stores) get(name string) backend.Backend {
 
 // open opens what cfg has and is not open yet. After an error everything is as it
 // was. The entries are not in force before commit is called; discard undoes open.
-func (s *stores) open(cfg config.Config) (entries []membership.Entry, commit func(), err error) {
+func (s *stores) open(ctx context.Context, cfg config.Config, filters *opened) (entries []membership.Entry, commit func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	next := map[string]*store{}
 	for _, bc := range cfg.Backends {
 		st := s.opened[bc.Name]
-		if st == nil || !sameStore(st.cfg, bc) {
+		switch links, uses := filters.chain(bc); {
+		case st == nil || !sameStore(st.cfg, bc):
 			if err := s.busy(bc); err != nil {
 				s.closeFresh()
 				return nil, nil, err
 			}
-			if st, err = s.openOne(bc); err != nil {
+			core, err := s.openOne(ctx, bc)
+			if err != nil {
 				s.closeFresh()
 				return nil, nil, fmt.Errorf("backend %s: %w", bc.Name, err)
 			}
+			st = s.around(core, bc, links, uses, cfg.Query.ReplicaLabels)
+			s.fresh = append(s.fresh, st)
+		case !slices.Equal(st.uses, uses) || len(uses) > 0 && !slices.Equal(st.replicas, cfg.Query.ReplicaLabels):
+			st = s.around(st.core.use(), bc, links, uses, cfg.Query.ReplicaLabels)
 			s.fresh = append(s.fresh, st)
 		}
 		next[bc.Name] = st
 		entries = append(entries, membership.Entry{
 			Spec: membership.Spec{
-				Name: bc.Name, Kind: bc.Kind, Required: bc.Required, Timeout: bc.Timeout,
+				Name: bc.Name, Kind: cmp.Or(bc.Kind, "plugin"), Required: bc.Required, Timeout: bc.Timeout,
 				Window: membership.Window{Min: bound(bc.Time.Min), Max: bound(bc.Time.Max)},
+				// Ours, and nothing between them and us.
+				TrustLabels: (bc.TSDB != nil || bc.Prometheus != nil) && len(st.uses) == 0,
 			},
-			Backend: st.b,
+			Backend: st.b, Close: st.end,
 		})
 	}
 	return entries, func() {
@@ -97,7 +126,7 @@ func (s *stores) open(cfg config.Config) (entries []membership.Entry, commit fun
 			}
 		}
 		for _, st := range s.fresh {
-			s.metrics.set("backend/"+st.cfg.Name, st.reg)
+			s.metrics.set("backend/"+st.cfg.Name, st.core.v.reg)
 		}
 		// The set of members closes what is not in it any more.
 		s.opened, s.fresh = next, nil
@@ -113,13 +142,50 @@ func (s *stores) discard() {
 
 func (s *stores) closeFresh() {
 	for _, st := range s.fresh {
-		if c, ok := st.b.(backend.Closer); ok {
-			if err := c.Close(); err != nil {
-				s.log.Warn("closing a backend", "backend", st.cfg.Name, "err", err)
-			}
+		if err := st.end(); err != nil {
+			s.log.Warn("closing a backend", "backend", st.cfg.Name, "err", err)
 		}
 	}
 	s.fresh = nil
+}
+
+// around puts filters around a backend. The store has the use of the backend that
+// it is given, and takes those of the filters.
+func (s *stores) around(core *shared[*kernel], bc config.Backend, links []filtering.Link, uses []*shared[*registry.Filter], replicas []string) *store {
+	st := &store{cfg: bc, core: core, uses: uses, replicas: replicas, b: core.v.b}
+	if len(links) > 0 {
+		st.b = filtering.Wrap(core.v.b, links, filtering.Options{Backend: bc.Name, ReplicaLabels: replicas, Charge: charge, Observe: observe})
+	}
+	for _, u := range uses {
+		u.use()
+	}
+	st.end = sync.OnceValue(func() error {
+		errs := []error{core.release()}
+		for _, u := range uses {
+			errs = append(errs, u.release())
+		}
+		return errors.Join(errs...)
+	})
+	return st
+}
+
+func charge(ctx context.Context, series, samples, bytes int) error {
+	return fanout.AccountOf(ctx).Charge(series, samples, bytes)
+}
+
+// observe writes what filters did into the report.
+func observe(ctx context.Context, e filtering.Effect) {
+	if e.Filter == externalName {
+		return // part of the backend as users see it
+	}
+	note := e.Error
+	if e.Failures > 1 {
+		note = fmt.Sprintf("failed %d times, last: %s", e.Failures, e.Error)
+	}
+	fanout.AccountOf(ctx).Filter(report.FilterEffect{
+		Name: e.Filter, SeriesIn: int64(e.SeriesIn), SeriesOut: int64(e.SeriesOut), Withheld: e.Withheld,
+		Calls: int64(e.Calls), Seconds: e.Seconds, Note: note,
+	})
 }
 
 // keeps says whether cfg leaves an open backend as it is.
@@ -132,7 +198,7 @@ func (s *stores) keeps(cfg config.Config, name string) bool {
 
 // sameStore compares what a backend is opened with; the rest belongs to the entry.
 func sameStore(a, b config.Backend) bool {
-	a.Required, a.Timeout, a.Time = b.Required, b.Timeout, b.Time
+	a.Required, a.Timeout, a.Time, a.Filters = b.Required, b.Timeout, b.Time, b.Filters
 	return reflect.DeepEqual(a, b)
 }
 
@@ -154,8 +220,14 @@ func bound(t config.TimeBound) membership.Bound {
 	return membership.Bound{Set: set, At: ms, Relative: relative}
 }
 
-func (s *stores) openOne(bc config.Backend) (*store, error) {
-	st := &store{cfg: bc, reg: prometheus.NewRegistry()}
+func (s *stores) openOne(ctx context.Context, bc config.Backend) (*shared[*kernel], error) {
+	st := &kernel{reg: prometheus.NewRegistry()}
+	end := func() error {
+		if c, ok := st.b.(backend.Closer); ok {
+			return c.Close()
+		}
+		return nil
+	}
 	log := s.log.With("backend", bc.Name)
 	reg := prometheus.WrapRegistererWith(prometheus.Labels{"backend": bc.Name}, st.reg)
 	var err error
@@ -197,13 +269,28 @@ func (s *stores) openOne(bc config.Backend) (*store, error) {
 		if b, err = storeapi.New(sc, log); err == nil {
 			st.b = b
 		}
+	case bc.Plugin != nil:
+		var release func()
+		if st.b, release, err = s.openPlugin(ctx, bc, log); err == nil {
+			closeBackend := end
+			end = func() error {
+				defer release()
+				return closeBackend()
+			}
+		}
 	default:
 		err = errors.New("its kind is missing")
 	}
 	if err != nil {
 		return nil, err
 	}
-	return st, nil
+	return share(st, end), nil
+}
+
+func (s *stores) openPlugin(ctx context.Context, bc config.Backend, _ *slog.Logger) (backend.Backend, func(), error) {
+	ctx, cancel := context.WithTimeout(ctx, openTime)
+	defer cancel()
+	return s.plugins.Backend(ctx, bc.Name, specOf(bc.Plugin), []byte(bc.Config))
 }
 
 // openTSDB keeps a nil pointer from becoming a backend that is not nil.
