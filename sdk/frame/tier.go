@@ -92,9 +92,8 @@ type ColumnValues struct {
 type valueColumn struct {
 	name uint32 // symbol of f
 	// rows is 1 + the row in the group, by symbol of f.
-	rows  []uint32
-	count int
-	list  []uint32
+	rows []uint32
+	list []uint32
 }
 
 // Append appends the frame that a filter of tier columns gets to see of f, and of all
