@@ -177,11 +177,13 @@ func (h *Host) Health(ctx context.Context, c *Conn) error {
 
 // Use configures all instances on c and then makes it the life that calls go to. The
 // one before is retired: calls that run on it go on, see Conn.Idle. An error leaves
-// everything as it was.
+// everything as it was: c is faulty, or refuses an instance that works on the life in
+// use. Where there is nothing to lose, an instance that is refused fails by itself.
 func (h *Host) Use(ctx context.Context, c *Conn) error {
 	done := map[*instance]bool{}
 	for {
 		h.mu.Lock()
+		old := h.current
 		var todo []*instance
 		for in := range h.instances {
 			if !done[in] {
@@ -193,7 +195,6 @@ func (h *Host) Use(ctx context.Context, c *Conn) error {
 			return fmt.Errorf("plug-in %s: %w", h.cfg.Name, errClosed)
 		}
 		if len(todo) == 0 {
-			old := h.current
 			h.current, h.lost = c, nil
 			h.changeLocked()
 			h.mu.Unlock()
@@ -204,7 +205,8 @@ func (h *Host) Use(ctx context.Context, c *Conn) error {
 		}
 		h.mu.Unlock()
 		for _, in := range todo {
-			if _, err := in.configure(ctx, c); err != nil && !errors.Is(err, errReleased) {
+			_, err := in.configure(ctx, c)
+			if err != nil && (errors.Is(err, carrier.ErrFault) || ctx.Err() != nil || old != nil && in.worksOn(old)) {
 				h.forget(c)
 				return err
 			}

@@ -88,6 +88,12 @@ func (in *instance) forget(c *Conn) {
 	delete(in.ids, c)
 }
 
+func (in *instance) worksOn(c *Conn) bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.ids[c] != 0 && !in.released
+}
+
 // bind returns the life in use, counted as called, and the id of the instance there.
 func (in *instance) bind(ctx context.Context, avoid *Conn) (*Conn, uint64, error) {
 	c, err := in.h.acquire(ctx, avoid)
