@@ -261,22 +261,16 @@ func (w *wrapped) newCollector(ctx context.Context, d *descent, replicaLabels []
 	return g
 }
 
-// take adds a batch of the store.
+// take adds a batch of the store. The store's order is of no use but to know the
+// pieces of a series, and a series that comes twice is found where equal ones meet.
 func (g *collector) take(b *backend.Batch) error {
 	for i := range b.Len() {
 		s := b.At(i)
-		order := 1
-		if g.begun {
-			order = labels.Compare(s.Labels, g.last)
-		}
-		if order != 0 {
+		if !g.begun || !labels.Equal(s.Labels, g.last) {
 			if err := g.w.protect(g.d, s.Labels); err != nil {
-				return err // before its label set is in any text
+				return err
 			}
 			g.sets = append(g.sets, s.Labels)
-		}
-		if order < 0 {
-			return brokenRule(g.w.name(), "S-1", "series %s came after %s", s.Labels, g.last)
 		}
 		g.last, g.begun = s.Labels, true
 		g.pieces = append(g.pieces, s)
@@ -301,6 +295,9 @@ func (g *collector) run() error {
 			return err
 		}
 		g.kept = false
+		if cap(g.out)-len(g.out) < len(g.pieces) {
+			g.out = slices.Grow(g.out, max(len(g.pieces), len(g.out)))
+		}
 		err := g.r.each(func(src int, ls labels.Labels) {
 			for piece < len(g.pieces) && g.pieceOf[piece] < from+src {
 				piece++
@@ -480,6 +477,9 @@ func (o *emitter) emit(ctx context.Context, g *collector) bool {
 
 // mayMerge says whether two series that have become equal are one.
 func (w *wrapped) mayMerge(ctx context.Context, a, b, out labels.Labels, replica []string) error {
+	if labels.Equal(a, b) {
+		return brokenRule(w.name(), "S-2", "series %s came again after another one", a)
+	}
 	if len(replica) > 0 && labels.Equal(a.MatchLabels(false, replica...), b.MatchLabels(false, replica...)) {
 		return nil
 	}

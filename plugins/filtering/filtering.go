@@ -77,7 +77,7 @@ type Options struct {
 	// Observe, if not nil, is told what each link did in each call, when the call ends.
 	// It may be called concurrently, for different calls.
 	Observe func(ctx context.Context, e Effect)
-	// MemoBytes bounds what a chain of pure filters remembers; 0 is 16 MiB, below 0 is nothing.
+	// MemoBytes bounds what a chain of pure filters remembers; 0 is 32 MiB, below 0 is nothing.
 	MemoBytes int
 }
 

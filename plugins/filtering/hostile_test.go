@@ -284,14 +284,19 @@ func TestStoreOutsideOfGrant(t *testing.T) {
 	}
 }
 
-// TestStoreOutOfOrder: what cannot be told from a collision is the store's fault.
-func TestStoreOutOfOrder(t *testing.T) {
-	s := threeSeries()
-	s.series[0], s.series[2] = s.series[2], s.series[0]
-	f := &fake{plan: filter.Plan{Operations: []filter.Operation{{Set: &filter.Label{Name: "x", Value: "y"}}}}}
-	_, err := pieces(t, filtering.Wrap(s, []filtering.Link{{Filter: f}}, filtering.Options{Backend: "b"}), context.Background(), everyTime())
-	if err == nil || !strings.Contains(err.Error(), "rule S-1") || !strings.Contains(err.Error(), "backend b ") {
-		t.Errorf("error %v", err)
+// TestStoreRepeats: what cannot be told from a collision is the store's fault.
+func TestStoreRepeats(t *testing.T) {
+	for _, p := range []filter.Plan{
+		{Operations: []filter.Operation{{Set: &filter.Label{Name: "x", Value: "y"}}}},
+		{Operations: []filter.Operation{{Set: &filter.Label{Name: "x", Value: "y"}}}, Merge: true},
+	} {
+		s := threeSeries()
+		s.series[2] = s.series[0]
+		w := filtering.Wrap(s, []filtering.Link{{Filter: &fake{plan: p}}}, filtering.Options{Backend: "b", ReplicaLabels: []string{"r"}})
+		_, err := pieces(t, w, context.Background(), everyTime())
+		if err == nil || !strings.Contains(err.Error(), "rule S-2") || !strings.Contains(err.Error(), "backend b ") {
+			t.Errorf("error %v", err)
+		}
 	}
 }
 
@@ -328,4 +333,57 @@ func TestConcurrent(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// FuzzReply: whatever the bytes of a reply are, labels that the plan does not write stay.
+func FuzzReply(f *testing.F) {
+	for _, tier := range []filter.Tier{filter.TierNames, filter.TierColumns, filter.TierRows} {
+		seed := replying(filter.Plan{Tier: tier, Columns: []string{"a"}, Writes: []string{"a", "b"}, Drops: true}, nil)
+		honest := func(in *frame.Frame, out *frame.Reply) {
+			for i := range in.Groups() {
+				keepAll(in, out, i, "a")
+				out.Constant(symbol(in, out, "b"), out.Intern("x"))
+				if tier == filter.TierRows {
+					out.Drop(0)
+					out.Refs(symbol(in, out, "a"))[0] = out.Intern("y")
+				}
+			}
+		}
+		seed.rewrite = func(_ context.Context, b, _ []byte) ([]byte, error) {
+			var in frame.Frame
+			if err := in.Parse(b); err != nil {
+				return nil, err
+			}
+			var out frame.Reply
+			out.Reset(&in)
+			honest(&in, &out)
+			reply := out.Append(nil)
+			f.Add(uint8(tier), reply)
+			return reply, nil
+		}
+		s := threeSeries()
+		s.series = append(s.series, backend.Series{Labels: labels.FromStrings("__name__", "m", "tenant", "t")})
+		for range filtering.Wrap(s, []filtering.Link{{Filter: seed}}, filtering.Options{}).Series(context.Background(), everyTime()) {
+		}
+	}
+	f.Fuzz(func(t *testing.T, tier uint8, reply []byte) {
+		x := &fake{plan: filter.Plan{Tier: filter.Tier(1 + tier%3), Columns: []string{"a"}, Writes: []string{"a", "b"}, Drops: tier > 3, Merge: true, Pure: tier%2 == 0},
+			rewrite: func(context.Context, []byte, []byte) ([]byte, error) { return reply, nil }}
+		s := threeSeries()
+		s.series = append(s.series, backend.Series{Labels: labels.FromStrings("__name__", "m", "tenant", "t")})
+		got, err := pieces(t, filtering.Wrap(s, []filtering.Link{{Filter: x}}, filtering.Options{}), context.Background(), everyTime())
+		if err != nil {
+			return
+		}
+		for _, y := range got {
+			if y.Labels.Get("__name__") != "m" || y.Labels.Get("tenant") != "t" {
+				t.Fatalf("series %s", y.Labels)
+			}
+			y.Labels.Range(func(l labels.Label) {
+				if l.Name != "__name__" && l.Name != "tenant" && l.Name != "a" && l.Name != "b" || l.Value == "" {
+					t.Fatalf("series %s", y.Labels)
+				}
+			})
+		}
+	})
 }

@@ -77,7 +77,7 @@ func compile(chain []Link, o Options) (*stages, error) {
 	pure, remember := true, false
 	size := o.MemoBytes
 	if size == 0 {
-		size = 16 << 20
+		size = 32 << 20
 	}
 	for i := range chain {
 		l := &link{Link: chain[i], plan: chain[i].Filter.Plan()}
@@ -101,10 +101,10 @@ func compile(chain []Link, o Options) (*stages, error) {
 			c.inOrder = c.inOrder && !p.WritesAny && len(p.Writes) == 0
 			c.exactNames = c.exactNames && p.Tier == filter.TierColumns && len(p.Writes) == 0 && !p.WritesAny
 			pure = pure && p.Pure
-			remember = remember || p.Tier == filter.TierRows
+			remember = true
 		}
 		for j := range l.ops {
-			c.transparent = false
+			c.transparent, remember = false, true
 			op := &l.ops[j]
 			c.inOrder = c.inOrder && op.require != nil
 			if m := op.mapping; m != nil {

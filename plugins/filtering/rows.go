@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"unicode/utf8"
 
 	"github.com/prometheus/prometheus/model/labels"
@@ -210,14 +211,21 @@ func (m *memo[V]) put(key string, v V, size int) {
 	m.size += size
 }
 
-// setMemo remembers what becomes of whole label sets.
+// setMemo remembers what becomes of whole label sets. Where that does not pay, because
+// the same series are hardly ever asked for again before they are forgotten, it rests.
 type setMemo struct {
 	limit int
+	hits  atomic.Int64 // since young was begun
+	rest  atomic.Int64 // runs for which it is left alone
 
 	mu         sync.RWMutex
 	young, old map[uint64]remembered
 	size       int
 }
+
+// restRuns is how many runs a memo rests: it costs a fraction of one then to see
+// whether the times have changed.
+const restRuns = 1000
 
 type remembered struct {
 	in, out labels.Labels
@@ -237,6 +245,9 @@ func (m *setMemo) put(hash uint64, r remembered) {
 		return
 	}
 	if m.young == nil || m.size+size > m.limit/2 {
+		if m.hits.Swap(0) < int64(len(m.young)/4) {
+			m.rest.Store(restRuns)
+		}
 		m.old, m.young, m.size = m.young, make(map[uint64]remembered), 0
 	}
 	m.young[hash] = r
@@ -268,6 +279,7 @@ type runner struct {
 	hash  []uint64
 	known []remembered
 	found []bool
+	rests bool
 
 	at       []int // places of the withheld matchers in atSchema
 	atSchema *schema
@@ -406,15 +418,25 @@ func (r *runner) lookUp() {
 		return
 	}
 	n := len(r.sets)
+	if r.rests = m.rest.Load() > 0; r.rests {
+		m.rest.Add(-1)
+		r.known, r.found = slices.Grow(r.known[:0], n)[:n], slices.Grow(r.found[:0], n)[:n]
+		clear(r.found)
+		return
+	}
 	r.hash, r.known, r.found = slices.Grow(r.hash[:0], n)[:n], slices.Grow(r.known[:0], n)[:n], slices.Grow(r.found[:0], n)[:n]
 	for i, ls := range r.sets {
 		r.hash[i] = ls.Hash()
 	}
 	m.mu.RLock()
 	defer m.mu.RUnlock()
+	hits := 0
 	for i, ls := range r.sets {
-		r.known[i], r.found[i] = m.get(r.hash[i], ls)
+		if r.known[i], r.found[i] = m.get(r.hash[i], ls); r.found[i] {
+			hits++
+		}
 	}
+	m.hits.Add(int64(hits))
 }
 
 // stage does what one link does, to all rows.
@@ -624,7 +646,7 @@ func (r *runner) each(f func(src int, ls labels.Labels)) error {
 
 // remember keeps what was new, unless a link was skipped.
 func (r *runner) remember() {
-	if slices.ContainsFunc(r.links, func(s linkState) bool { return s.off }) || !slices.Contains(r.found, false) {
+	if r.rests || slices.ContainsFunc(r.links, func(s linkState) bool { return s.off }) || !slices.Contains(r.found, false) {
 		return
 	}
 	m := r.memo
