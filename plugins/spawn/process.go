@@ -113,7 +113,7 @@ func launch(ctx context.Context, c *Config, file *pinned.File, dir *pinned.Direc
 		UnixSocketConfig: &goplugin.UnixSocketConfig{TempDir: dir.Path},
 		SyncStdout:       &stream{name: "stdout", out: r.out},
 		SyncStderr:       &stream{name: "stderr", out: r.out},
-		GRPCDialOptions:  append(wire.DialOptions(), grpc.WithChainStreamInterceptor(tolerateNoStdio)),
+		GRPCDialOptions:  append(wire.DialOptions(), grpc.WithChainUnaryInterceptor(r.unary), grpc.WithChainStreamInterceptor(r.stream)),
 		Logger:           hclog.NewNullLogger(),
 	})
 	p := &process{runner: r, client: client, host: host, memory: c.Memory}
@@ -157,15 +157,66 @@ func launch(ctx context.Context, c *Config, file *pinned.File, dir *pinned.Direc
 	return p, nil
 }
 
-// tolerateNoStdio lets go-plugin's client come up although its stream of the plug-in's
-// output does not, for whatever reason: it gives up half-way otherwise, and leaves a
-// connection and a goroutine behind for ever. That the plug-in answers is asked later.
-func tolerateNoStdio(ctx context.Context, d *grpc.StreamDesc, cc *grpc.ClientConn, method string, streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+// unary is a grpc.UnaryClientInterceptor for why.
+func (r *runner) unary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	return r.why(ctx, invoke(ctx, method, req, reply, cc, opts...))
+}
+
+// stream is a grpc.StreamClientInterceptor for why. It also lets go-plugin's client come
+// up although its stream of the plug-in's output does not, for whatever reason: it gives
+// up half-way otherwise, and leaves a connection and a goroutine behind for ever. That
+// the plug-in answers is asked later.
+func (r *runner) stream(ctx context.Context, d *grpc.StreamDesc, cc *grpc.ClientConn, method string, streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	s, err := streamer(ctx, d, cc, method, opts...)
-	if err != nil && method == "/plugin.GRPCStdio/StreamStdio" {
-		return nil, status.Error(codes.Unavailable, err.Error())
+	switch {
+	case strings.HasPrefix(method, "/plugin."):
+		if err != nil && method == "/plugin.GRPCStdio/StreamStdio" {
+			err = status.Error(codes.Unavailable, err.Error())
+		}
+		return s, err
+	case err != nil:
+		return nil, r.why(ctx, err)
 	}
-	return s, err
+	return &explainedStream{ClientStream: s, ctx: ctx, r: r}, nil
+}
+
+type explainedStream struct {
+	grpc.ClientStream
+	ctx context.Context // the caller's; the stream's own is done when it breaks off
+	r   *runner
+}
+
+func (s *explainedStream) RecvMsg(m any) error {
+	err := s.ClientStream.RecvMsg(m)
+	if err == nil || err == io.EOF {
+		return err
+	}
+	return s.r.why(s.ctx, err)
+}
+
+// exitNotice is how long the error of a call waits for the end of the process that
+// probably caused it.
+const exitNotice = 250 * time.Millisecond
+
+// why gives an error of a call that broke off with the connection the reason: how the
+// process ended, and not that the end of a file was read.
+func (r *runner) why(ctx context.Context, err error) error {
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	st, ok := status.FromError(err)
+	if !ok || st.Code() != codes.Unavailable && st.Code() != codes.Canceled || len(st.Proto().GetDetails()) > 0 {
+		return err // it is what the plug-in says
+	}
+	t := time.NewTimer(exitNotice)
+	defer t.Stop()
+	select {
+	case <-r.exited:
+		return status.Error(codes.Unavailable, r.err().Error())
+	case <-ctx.Done():
+	case <-t.C:
+	}
+	return err
 }
 
 // Health implements supervise.Process.

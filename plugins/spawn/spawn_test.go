@@ -423,6 +423,9 @@ func TestCrashes(t *testing.T) {
 			if !errors.Is(err, carrier.ErrFault) || !errors.Is(err, backend.ErrUnavailable) || !strings.Contains(err.Error(), "hostile") {
 				t.Errorf("error %v", err)
 			}
+			if !strings.Contains(fmt.Sprint(err), c.fault) {
+				t.Errorf("error %v lacks %q", err, c.fault)
+			}
 			if strings.Contains(fmt.Sprint(err), "secret") {
 				t.Errorf("error %v shows what the plug-in wrote", err)
 			}
