@@ -180,31 +180,26 @@ var npm = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	asc = dir
-	for _, name := range []string{"package.json", "package-lock.json"} {
-		b, err := os.ReadFile(filepath.Join("../assemblyscript", name))
-		if err != nil {
-			return "", err
-		}
-		if err := os.WriteFile(filepath.Join(dir, name), b, 0o644); err != nil {
-			return "", err
-		}
+	if err := os.CopyFS(dir, os.DirFS("../assemblyscript")); err != nil {
+		return "", err
 	}
-	if err := run(dir, []string{"npm_config_update_notifier=false"}, "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"); err != nil {
+	if err := run(dir, nil, "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"); err != nil {
 		return "", absent{"npm cannot install assemblyscript: " + err.Error()}
 	}
-	return filepath.Join(dir, "node_modules/.bin/asc"), nil
+	return dir, nil
 })
 
 // asc is the directory that npm made.
 var asc string
 
-func buildAssemblyScript(dir, source string) ([]byte, error) {
-	compiler, err := npm()
+func buildAssemblyScript(to, source string) ([]byte, error) {
+	dir, err := npm()
 	if err != nil {
 		return nil, err
 	}
-	to := filepath.Join(dir, "filter.wasm")
-	if err := run(".", nil, compiler, source, "-O3", "--runtime", "minimal", "--use", "abort=", "--bindings", "raw", "-o", to); err != nil {
+	to = filepath.Join(to, "filter.wasm")
+	source = strings.TrimPrefix(source, "../assemblyscript/")
+	if err := run(dir, nil, "npx", "asc", source, "--target", "release", "-o", to); err != nil {
 		return nil, err
 	}
 	return os.ReadFile(to)
