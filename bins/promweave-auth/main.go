@@ -1,0 +1,15 @@
+// Copyright The Promweave Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Command promweave-auth is the filter auth as a plug-in of its own: a process,
+// a service (--listen), or, built for wasip1, a WASM module.
+package main
+
+import (
+	"github.com/promweave/promweave/plugins/filters/auth"
+	"github.com/promweave/promweave/sdk/plugin"
+)
+
+func init() { plugin.Filter(auth.New) }
+
+func main() { plugin.Main() }
