@@ -645,6 +645,9 @@ func (s *Server) identify(next http.Handler) http.Handler {
 			s.fail(w, r, err)
 			return
 		}
+		// What one caller gets is no answer for another, whatever it was that told them
+		// apart; a cache in between cannot know.
+		w.Header().Set("Cache-Control", "private")
 		next.ServeHTTP(w, r.WithContext(ctx))
 	})
 }

@@ -119,3 +119,54 @@ func TestAddRacesEnd(t *testing.T) {
 		t.Errorf("%d bytes are charged to nobody", n)
 	}
 }
+
+// TestLowerLimits: a query of its own limits is held to the lower ones.
+func TestLowerLimits(t *testing.T) {
+	for _, c := range []struct {
+		cfg                    limits.Config
+		series, samples, bytes int64
+		want                   string
+	}{
+		{limits.Config{}, 10, 0, 0, "access.series"},
+		{limits.Config{}, 0, 10, 0, "access.samples"},
+		{limits.Config{}, 0, 0, 10, "access.bytes"},
+		{limits.Config{Series: 11, Samples: 11, Bytes: 11}, 10, 0, 0, "access.series"},
+		{limits.Config{Series: 10}, 11, 0, 0, "query.limits.series"},
+		{limits.Config{Bytes: 10}, 11, 11, 11, "query.limits.bytes"},
+	} {
+		q, err := limits.NewProcess(c.cfg).Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		q.Lower(c.series, c.samples, c.bytes)
+		if err := q.Add(10, 10, 10); err != nil {
+			t.Errorf("%s: its value is still allowed: %v", c.want, err)
+		}
+		var x *limits.Exceeded
+		if err := q.Add(1, 1, 1); !errors.As(err, &x) || x.Name != c.want || x.Limit != 10 || x.Used != 11 {
+			t.Errorf("%s: %v", c.want, err)
+		}
+		for _, u := range q.Use() {
+			if strings.HasSuffix(c.want, "."+u.Name) && u.Limit != 10 {
+				t.Errorf("%s: %+v", c.want, u)
+			}
+		}
+		q.End()
+	}
+}
+
+// TestReturn: bytes that were given back do not count, neither as held nor as received.
+func TestReturn(t *testing.T) {
+	p := limits.NewProcess(limits.Config{Bytes: 10, ProcessBytes: 10})
+	q, _ := p.Begin(t.Context())
+	defer q.End()
+	for range 5 {
+		if err := q.Add(0, 0, 8); err != nil {
+			t.Fatal(err)
+		}
+		q.Return(8)
+	}
+	if p.Bytes() != 0 {
+		t.Errorf("%d bytes are held", p.Bytes())
+	}
+}
