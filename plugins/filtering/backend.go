@@ -215,7 +215,8 @@ type gathered struct {
 	labels labels.Labels
 	chunks []backend.Chunk
 	was    labels.Labels
-	n      int // pieces of one series have the same number, and come in order
+	series int32 // pieces of one series have the same number
+	piece  int32 // and come in order of this one, which is different for all
 }
 
 // runSeries is how many series are taken through the chain at a time at least, if
@@ -245,8 +246,14 @@ type collector struct {
 	pieceOf  []int // place in sets; -1: a further piece of the series of the run before
 	previous gathered
 	kept     bool // previous was
-	n        int
+	series   int32
+	piece    int32
 	out      []gathered
+}
+
+func (g *collector) nextPiece() int32 {
+	g.piece++
+	return g.piece
 }
 
 func (w *wrapped) newCollector(ctx context.Context, d *descent, replicaLabels []string) *collector {
@@ -285,7 +292,7 @@ func (g *collector) run() error {
 	for ; piece < len(g.pieces) && g.pieceOf[piece] < 0; piece++ {
 		if g.kept {
 			p := g.previous
-			p.chunks = g.pieces[piece].Chunks
+			p.chunks, p.piece = g.pieces[piece].Chunks, g.nextPiece()
 			g.out = append(g.out, p)
 		}
 	}
@@ -302,12 +309,12 @@ func (g *collector) run() error {
 			for piece < len(g.pieces) && g.pieceOf[piece] < from+src {
 				piece++
 			}
-			g.n++
+			g.series++
 			for ; piece < len(g.pieces) && g.pieceOf[piece] == from+src; piece++ {
-				g.out = append(g.out, gathered{ls, g.pieces[piece].Chunks, sets[src], g.n})
+				g.out = append(g.out, gathered{ls, g.pieces[piece].Chunks, sets[src], g.series, g.nextPiece()})
 			}
 			if from+src == len(g.sets)-1 {
-				g.kept, g.previous = true, gathered{labels: ls, was: sets[src], n: g.n}
+				g.kept, g.previous = true, gathered{labels: ls, was: sets[src], series: g.series}
 			}
 		})
 		if err != nil {
@@ -365,16 +372,36 @@ func (w *wrapped) gather(ctx context.Context, d *descent, req *backend.SeriesReq
 		return
 	}
 	if !w.c.inOrder {
-		byLabels := func(a, b gathered) int {
-			return cmp.Or(labels.Compare(a.labels, b.labels), cmp.Compare(a.n, b.n))
-		}
-		if !slices.IsSortedFunc(g.out, byLabels) {
-			slices.SortStableFunc(g.out, byLabels)
-		}
+		g.sort()
 	}
 	if o.emit(ctx, g) && o.flush() && failed != nil {
 		yield(nil, failed)
 	}
+}
+
+// sort brings what was gathered into the order of the new label sets. Places are
+// sorted, and what they stand for is moved once.
+func (g *collector) sort() {
+	less := func(a, b *gathered) int {
+		return cmp.Or(labels.Compare(a.labels, b.labels), cmp.Compare(a.piece, b.piece))
+	}
+	sorted := true
+	for i := 1; i < len(g.out) && sorted; i++ {
+		sorted = less(&g.out[i-1], &g.out[i]) < 0
+	}
+	if sorted {
+		return
+	}
+	places := make([]int32, len(g.out))
+	for i := range places {
+		places[i] = int32(i)
+	}
+	slices.SortFunc(places, func(a, b int32) int { return less(&g.out[a], &g.out[b]) })
+	out := make([]gathered, len(places))
+	for i, p := range places {
+		out[i] = g.out[p]
+	}
+	g.out = out
 }
 
 // charge lets the limits know what is going to be gathered.
@@ -425,7 +452,7 @@ func (o *emitter) emit(ctx context.Context, g *collector) bool {
 		x := &g.out[i]
 		j, bytes, mixed := i+1, 0, false
 		for ; j < len(g.out) && labels.Equal(g.out[j].labels, x.labels); j++ {
-			if y := &g.out[j]; y.n != g.out[j-1].n {
+			if y := &g.out[j]; y.series != g.out[j-1].series {
 				if err := g.w.mayMerge(ctx, g.out[j-1].was, y.was, y.labels, g.replica); err != nil {
 					o.batch = nil
 					o.yield(nil, err)
@@ -485,7 +512,7 @@ func (w *wrapped) mayMerge(ctx context.Context, a, b, out labels.Labels, replica
 	}
 	merging, writing := 0, 0
 	for _, l := range w.c.links {
-		if l.rewrites || len(l.ops) > 0 {
+		if l.changes {
 			writing++
 			if l.plan.Merge {
 				merging++

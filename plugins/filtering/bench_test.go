@@ -117,6 +117,7 @@ func BenchmarkSeries(b *testing.B) {
 		{"none", nil},
 		{"select-only", []*fake{{}}},
 		{"operations", []*fake{ops}},
+		{"operations-sort", []*fake{{plan: filter.Plan{Operations: []filter.Operation{{Rename: &filter.Rename{From: "container", To: "zone"}}, {Drop: []string{"instance"}}}}}}},
 		{"operations-map", []*fake{mapped}},
 		{"names", []*fake{{plan: filter.Plan{Tier: filter.TierNames, Writes: writesOfReference}, rewrite: reference}}},
 		{"columns", []*fake{{plan: filter.Plan{Tier: filter.TierColumns, Columns: []string{"namespace"}, Writes: []string{"namespace"}},

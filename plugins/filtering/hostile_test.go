@@ -358,7 +358,8 @@ func FuzzReply(f *testing.F) {
 			out.Reset(&in)
 			honest(&in, &out)
 			reply := out.Append(nil)
-			f.Add(uint8(tier), reply)
+			f.Add(uint8(tier)-1, reply)
+			f.Add(uint8(tier)+2, reply)
 			return reply, nil
 		}
 		s := threeSeries()
@@ -367,7 +368,7 @@ func FuzzReply(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, tier uint8, reply []byte) {
-		x := &fake{plan: filter.Plan{Tier: filter.Tier(1 + tier%3), Columns: []string{"a"}, Writes: []string{"a", "b"}, Drops: tier > 3, Merge: true, Pure: tier%2 == 0},
+		x := &fake{plan: filter.Plan{Tier: filter.Tier(1 + tier%3), Columns: []string{"a"}, Writes: []string{"a", "b"}, Drops: tier > 2, Merge: true, Pure: tier > 5},
 			rewrite: func(context.Context, []byte, []byte) ([]byte, error) { return reply, nil }}
 		s := threeSeries()
 		s.series = append(s.series, backend.Series{Labels: labels.FromStrings("__name__", "m", "tenant", "t")})

@@ -43,6 +43,7 @@ type link struct {
 	open     bool
 	selects  bool
 	rewrites bool
+	changes  bool // label sets, so that series may become equal
 	ops      []operation
 	names    memo[*namesReply]          // tier names, by list of names
 	values   []memo[*valueReply]        // tier columns, per column of the plan, by value
@@ -98,7 +99,7 @@ func compile(chain []Link, o Options) (*stages, error) {
 		}
 		if l.rewrites {
 			c.transparent = false
-			c.inOrder = c.inOrder && !p.WritesAny && len(p.Writes) == 0
+			l.changes = p.WritesAny || len(p.Writes) > 0
 			c.exactNames = c.exactNames && p.Tier == filter.TierColumns && len(p.Writes) == 0 && !p.WritesAny
 			pure = pure && p.Pure
 			remember = true
@@ -106,7 +107,7 @@ func compile(chain []Link, o Options) (*stages, error) {
 		for j := range l.ops {
 			c.transparent, remember = false, true
 			op := &l.ops[j]
-			c.inOrder = c.inOrder && op.require != nil
+			l.changes = l.changes || op.require == nil
 			if m := op.mapping; m != nil {
 				// Whether the label is still there depends on its values.
 				for from, to := range m.to {
@@ -114,6 +115,7 @@ func compile(chain []Link, o Options) (*stages, error) {
 				}
 			}
 		}
+		c.inOrder = c.inOrder && !l.changes
 		c.links = append(c.links, l)
 		c.replica = inwardNames(l.ops, c.replica)
 	}
