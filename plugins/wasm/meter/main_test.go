@@ -22,8 +22,17 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		if err := cache.Close(context.Background()); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+		os.Exit(code)
+	}))
 }
+
+// cache has what tests compile more than once.
+var cache = wazero.NewCompilationCache()
 
 var (
 	errFuel  = errors.New("no fuel left")
@@ -51,7 +60,7 @@ func config(interpreter bool) wazero.RuntimeConfig {
 	if interpreter {
 		c = wazero.NewRuntimeConfigInterpreter()
 	}
-	return c.WithMemoryLimitPages(1024).WithMemoryCapacityFromMax(false)
+	return c.WithMemoryLimitPages(1024).WithCompilationCache(cache)
 }
 
 // start compiles and instantiates a module that is metered or not.
@@ -90,7 +99,7 @@ func start(t testing.TB, cfg wazero.RuntimeConfig, wasm []byte, set ...func(*mac
 
 func (m *machine) yield(_ context.Context, mod api.Module, stack []uint64) {
 	m.yields++
-	if stack[0] == meter.ReasonStack {
+	if api.DecodeU32(stack[0]) == meter.ReasonStack {
 		panic(errStack)
 	}
 	if m.onYield != nil {

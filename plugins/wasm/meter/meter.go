@@ -34,7 +34,7 @@ const (
 	Stack = "__meter_stack"
 )
 
-// Reasons that yield is called for.
+// Reasons that yield is called for. Of wazero's 64-bit parameter only the lower half counts (api.DecodeU32).
 const (
 	// ReasonFuel says that fuel is below 0. The call goes on when yield returns.
 	ReasonFuel = 0

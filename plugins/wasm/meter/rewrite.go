@@ -121,8 +121,8 @@ const (
 	// ownCost is from what cost on a region is charged for by itself, and
 	// borrowCost how much a region is charged for others. The larger, the fewer charges, and the
 	// more is charged for code that is skipped.
-	ownCost    = 48
-	borrowCost = 160
+	ownCost    = 128
+	borrowCost = 384
 )
 
 func (w *writer) u32(n uint32) { w.out = binary.AppendUvarint(w.out, uint64(n)) }
@@ -537,7 +537,9 @@ func (w *writer) subtract(c []byte, check bool) []byte {
 	default:
 		return w.global(c, opGlobalSet, 0)
 	}
-	c = append(c, opI64Const, 0, 0x59, opIf, blockEmpty, opElse)
+	// What is seldom done is in the else branch: wazero's register allocation takes over, where two
+	// branches meet, what the first one has in registers, and a call leaves nothing in registers.
+	c = append(c, opI64Const, 0, opI64GeS, opIf, blockEmpty, opElse)
 	if w.local {
 		c = w.storeFuel(c)
 	}
@@ -572,7 +574,7 @@ func (w *writer) takeStack(c []byte, n int32) []byte {
 	c = w.global(c, opGlobalGet, 1)
 	c = appendSigned(append(c, opI32Const), int64(n))
 	c = w.global(at(append(c, opI32Sub), opLocalTee, w.scratch), opGlobalSet, 1)
-	c = append(at(c, opLocalGet, w.scratch), opI32Const, 0, 0x4e, opIf, blockEmpty, opElse)
+	c = append(at(c, opLocalGet, w.scratch), opI32Const, 0, opI32GeS, opIf, blockEmpty, opElse)
 	return append(w.yield(c, ReasonStack), opUnreachable, opEnd)
 }
 
