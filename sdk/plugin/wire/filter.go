@@ -12,7 +12,9 @@ package wire
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"strconv"
 	"unicode/utf8"
 
@@ -128,13 +130,15 @@ func Settings(doc []byte) ([]filter.Setting, error) {
 		return nil
 	}
 	if trimmed := bytes.TrimLeft(doc, " \t\r\n"); len(trimmed) == 0 || trimmed[0] != '{' {
-		return fail(fmt.Errorf("it does not begin with {"))
+		return fail(errors.New("it does not begin with {"))
 	}
-	if err := value("", 0); err != nil {
+	if err := value("", 0); errors.Is(err, io.EOF) {
+		return fail(io.ErrUnexpectedEOF)
+	} else if err != nil {
 		return fail(err)
 	}
-	if dec.More() {
-		return fail(fmt.Errorf("something follows the object"))
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return fail(errors.New("something follows the object"))
 	}
 	return out, nil
 }
