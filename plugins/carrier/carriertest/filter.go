@@ -6,9 +6,13 @@ package carriertest
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -87,6 +91,7 @@ func (c *Carrier) filters(t *testing.T) {
 		}
 	})
 	t.Run("rewrite", c.testRewrite)
+	t.Run("golden", c.testGolden)
 	t.Run("hooks", c.testHooks)
 	t.Run("bad configuration", func(t *testing.T) {
 		p := c.openFilter(t)
@@ -368,4 +373,67 @@ func (c *Carrier) testHugeReply(t *testing.T) {
 	eventually(t, "rewriting after a huge reply", func(ctx context.Context) error {
 		return callHook(ctx, good, filter.HookRewrite, in)
 	})
+}
+
+// golden returns the frames of sdk/frame/testdata/golden.
+func golden(t *testing.T) [][]byte {
+	t.Helper()
+	root, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(root, "go.mod")); err == nil {
+			break
+		}
+		if root == filepath.Dir(root) {
+			t.Fatal("the golden frames are not there: this is not run inside the module")
+		}
+		root = filepath.Dir(root)
+	}
+	var out [][]byte
+	for _, name := range []string{"build", "frames"} {
+		doc, err := os.ReadFile(filepath.Join(root, "sdk/frame/testdata/golden", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for block := range strings.SplitSeq(string(doc), "\n\n") {
+			// Frames are the blocks of hexadecimal digits that begin with PWF1.
+			at := strings.Index(block, "50574631 ")
+			if at < 0 {
+				continue
+			}
+			digits := strings.Fields(block[at:])
+			if end := slices.Index(digits, "----"); end >= 0 {
+				digits = digits[:end]
+			}
+			b, err := hex.DecodeString(strings.Join(digits, ""))
+			if err != nil {
+				t.Fatalf("%s: %v in %q", name, err, block)
+			}
+			var f frame.Frame
+			if err := f.Parse(b); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			out = append(out, b)
+		}
+	}
+	if len(out) < 5 {
+		t.Fatalf("%d golden frames", len(out))
+	}
+	return out
+}
+
+// testGolden gives the golden frames to the carrier, those with chunks among them.
+func (c *Carrier) testGolden(t *testing.T) {
+	p, ref := c.openFilter(t), Reference(t)
+	doc := `{"tier":"rows","rename":"instance=host","set":"cluster=eu1","map":"job:a=b","drop":"x"}`
+	f, want := configure(t, p, doc), configure(t, ref, doc)
+	for i, in := range golden(t) {
+		expected, errA := want.Rewrite(limited(t), in, nil)
+		got, errB := f.Rewrite(limited(t), in, nil)
+		if errA != nil || errB != nil || !bytes.Equal(expected, got) {
+			t.Errorf("golden frame %d: builtin %d bytes, %v; carrier %d bytes, %v", i, len(expected), errA, len(got), errB)
+		}
+	}
 }
