@@ -78,6 +78,12 @@ func (w *wrapped) Info(ctx context.Context) (backend.Info, error) {
 	caps.Sharding, caps.WithoutReplicaLabels, caps.SeriesLimit = false, false, false
 
 	sets, known := []labels.Labels(nil), true
+	if len(info.LabelSets) == 0 {
+		// Nothing is known of what the store has, but for what operations set.
+		if out, none, ok := w.c.outward(labels.EmptyLabels()); ok && !none {
+			sets = append(sets, out)
+		}
+	}
 	for _, ls := range info.LabelSets {
 		out, none, ok := w.c.outward(ls)
 		known = known && ok
@@ -237,7 +243,6 @@ type collector struct {
 	d       *descent
 	r       *runner
 	replica []string
-	merge   func(a, b *gathered) error
 
 	last     labels.Labels // of the store, the last series that came
 	begun    bool
@@ -341,9 +346,7 @@ func (w *wrapped) gather(ctx context.Context, d *descent, req *backend.SeriesReq
 		if failed = err; err != nil {
 			break
 		}
-		for _, n := range b.Notices() {
-			g.r.notices = append(g.r.notices, n)
-		}
+		g.r.notices = append(g.r.notices, b.Notices()...)
 		if !w.c.inOrder {
 			if err := w.charge(ctx, b); err != nil {
 				yield(nil, err)

@@ -99,7 +99,8 @@ func TestInward(t *testing.T) {
 	datadriven.RunTest(t, "testdata/inward", func(t *testing.T, d *datadriven.TestData) string {
 		var links []filtering.Link
 		for i, text := range strings.Split(d.Input, "--") {
-			links = append(links, filtering.Link{Name: fmt.Sprint("f", i), Filter: parseLink(t, d, text)})
+			text, own := strings.CutPrefix(strings.TrimSpace(text), "of-store")
+			links = append(links, filtering.Link{Name: fmt.Sprint("f", i), Filter: parseLink(t, d, text), OfStore: own})
 		}
 		s := &store{}
 		var out strings.Builder

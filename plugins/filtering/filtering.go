@@ -49,6 +49,11 @@ type Link struct {
 	// OnFailure is taken for Closed where a filter that is skipped would show more
 	// than it may: see [Link.Policy].
 	OnFailure OnFailure
+	// OfStore says that what comes out of the link is what counts as the store's own:
+	// external labels that the host adds for it, for one. What is enforced is turned
+	// round through it and may be about labels that it writes, by operations that have
+	// an inverse. Only the innermost links can be.
+	OfStore bool
 }
 
 // Policy is OnFailure, or Closed for a filter of role auth or tenancy, and for one

@@ -92,7 +92,7 @@ func (w *wrapped) Exemplars(ctx context.Context, selectors [][]*labels.Matcher, 
 	var (
 		asked   []selector
 		sent    [][]*labels.Matcher
-		all     *descent // with what is enforced, and nothing else
+		all     = &descent{effects: w.c.newEffects("exemplars")} // with what is enforced, and nothing else
 		notices []backend.Notice
 	)
 	for _, ms := range selectors {
@@ -100,15 +100,10 @@ func (w *wrapped) Exemplars(ctx context.Context, selectors [][]*labels.Matcher, 
 		if err != nil {
 			return nil, nil, err
 		}
-		if all == nil {
-			all = &descent{protected: d.protected[:d.enforced:d.enforced], enforced: d.enforced, effects: d.effects}
-		} else {
-			for i, e := range d.effects {
-				x := &all.effects[i]
-				x.Filter, x.Backend, x.Call = w.c.links[i].Name, e.Backend, "exemplars"
-				x.Withheld, x.Inward = append(x.Withheld, e.Withheld...), append(x.Inward, e.Inward...)
-				x.Calls, x.Seconds = x.Calls+e.Calls, x.Seconds+e.Seconds
-			}
+		for i, e := range d.effects {
+			x := &all.effects[i]
+			x.Withheld, x.Inward = append(x.Withheld, e.Withheld...), append(x.Inward, e.Inward...)
+			x.Calls, x.Seconds = x.Calls+e.Calls, x.Seconds+e.Seconds
 		}
 		if d.none {
 			continue
@@ -116,6 +111,7 @@ func (w *wrapped) Exemplars(ctx context.Context, selectors [][]*labels.Matcher, 
 		if d.everything {
 			notices = append(notices, backend.Notice{Text: everythingText})
 		}
+		all.protected, all.enforced = d.protected[:d.enforced:d.enforced], d.enforced // the same for each
 		asked = append(asked, selector{ms, d.protected[d.enforced:]})
 		sent = append(sent, d.sent)
 	}
@@ -170,8 +166,8 @@ func (w *wrapped) Exemplars(ctx context.Context, selectors [][]*labels.Matcher, 
 
 // mapsMetricNames says whether the names of metrics can be followed through the chain.
 func (c *stages) mapsMetricNames() bool {
-	p, ok := c.inwardValues(labels.MetricName)
-	return ok && !p.constant && p.name == labels.MetricName
+	p, ok := c.inwardValues(metricName)
+	return ok && !p.constant && p.name == metricName
 }
 
 // bounds is the time range that a request may see.
@@ -192,8 +188,8 @@ func (w *wrapped) MetricMetadata(ctx context.Context, metric string, limit int) 
 	if w.c.broken != nil {
 		return nil, nil, w.c.broken
 	}
-	p, ok := w.c.inwardValues(labels.MetricName)
-	if !ok || p.constant || p.name != labels.MetricName {
+	p, ok := w.c.inwardValues(metricName)
+	if !ok || p.constant || p.name != metricName {
 		return nil, nil, backend.Errorf(backend.ErrUnsupported, "metadata of backend %s: its filters make metric names of other labels, so that nobody can say whose metadata it is", w.name())
 	}
 	if limit == 0 {
@@ -208,9 +204,9 @@ func (w *wrapped) MetricMetadata(ctx context.Context, metric string, limit int) 
 	var notices []backend.Notice
 	if cut {
 		lo, hi := bounds(ctx)
-		req := &backend.LabelValuesRequest{Name: labels.MetricName, MinTime: lo, MaxTime: hi, PartialAllowed: true}
+		req := &backend.LabelValuesRequest{Name: metricName, MinTime: lo, MaxTime: hi, PartialAllowed: true}
 		if metric != "" {
-			req.Matchers = []*labels.Matcher{labels.MustNewMatcher(labels.MatchEqual, labels.MetricName, metric)}
+			req.Matchers = []*labels.Matcher{labels.MustNewMatcher(labels.MatchEqual, metricName, metric)}
 		}
 		values, err := w.LabelValues(ctx, req)
 		if err != nil {
@@ -323,7 +319,7 @@ func (w *wrapped) Rules(ctx context.Context, req *storepb.RulesRequest) ([]*stor
 				continue
 			}
 			lb := labels.NewBuilder(labelsOf(rule.GetRecording().GetLabels()))
-			sets = append(sets, lb.Set(labels.MetricName, rule.GetRecording().GetName()).Labels())
+			sets = append(sets, lb.Set(metricName, rule.GetRecording().GetName()).Labels())
 		}
 	}
 	sets, kept, ns, err := w.setsThrough(ctx, d, sets)
@@ -365,10 +361,10 @@ func (w *wrapped) Rules(ctx context.Context, req *storepb.RulesRequest) ([]*stor
 				a.Labels = labelSetOf(ls)
 				ok = ok && named(a.Name)
 			} else if rec := rule.GetRecording(); rec != nil {
-				if n := ls.Get(labels.MetricName); n != "" {
+				if n := ls.Get(metricName); n != "" {
 					rec.Name = n
 				}
-				ls = ls.DropMetricName()
+				ls = ls.DropReserved(func(n string) bool { return n == metricName })
 				rec.Labels = labelSetOf(ls)
 				ok = ok && named(rec.Name)
 			}
@@ -467,7 +463,7 @@ func (w *wrapped) Statistics(ctx context.Context, limit int) (*storepb.TSDBStati
 		})
 	}
 	out := in.CloneVT()
-	if written(labels.MetricName) {
+	if written(metricName) {
 		out.SeriesCountByMetricName = nil
 	}
 	out.LabelValueCountByLabelName = byLabel(out.LabelValueCountByLabelName)

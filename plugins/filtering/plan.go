@@ -20,6 +20,9 @@ import (
 	"github.com/promweave/promweave/sdk/filter"
 )
 
+// metricName is the label that names the metric.
+const metricName = "__name__"
+
 // stages is a chain whose plans were checked.
 type stages struct {
 	o     Options
@@ -85,6 +88,9 @@ func compile(chain []Link, o Options) (*stages, error) {
 		p := &l.plan
 		if err := l.check(); err != nil {
 			return nil, fmt.Errorf("filter %q: its plan is not possible: %w", l.Name, err)
+		}
+		if i > 0 && c.links[i-1].OfStore && !l.OfStore {
+			return nil, fmt.Errorf("filter %q is inside of %q, which is the store's own: put it outside", l.Name, c.links[i-1].Name)
 		}
 		l.open = l.Policy() == Open
 		l.selects = slices.Contains(p.Hooks, filter.HookSelect)
@@ -288,6 +294,9 @@ func (c *stages) descend(ctx context.Context, call string, ms []*labels.Matcher,
 		d.enforced = len(d.protected)
 		for _, m := range grant.Enforce {
 			for _, l := range c.links {
+				if l.OfStore {
+					break
+				}
 				if why := writes(&l.plan, m.Name); why != "" {
 					return nil, backend.Errorf(backend.ErrUnsupported, "%s: filter %q would change the label %q (%s), by which this request's access is bounded: the operator has to take the filter out of the backend, or the label out of the filter",
 						named(c.o.Backend), l.Name, m.Name, why)
@@ -299,6 +308,7 @@ func (c *stages) descend(ctx context.Context, call string, ms []*labels.Matcher,
 	for i, m := range ms {
 		at[i] = travelling{m, m}
 	}
+	var err error
 	for i, l := range c.links {
 		e := &d.effects[i]
 		e.Filter, e.Backend, e.Call = l.Name, c.o.Backend, call
@@ -314,6 +324,9 @@ func (c *stages) descend(ctx context.Context, call string, ms []*labels.Matcher,
 			return d, nil
 		}
 	}
+	if d.protected, err = c.intoStore(d); err != nil || d.none {
+		return d, err
+	}
 	for _, m := range d.protected {
 		d.send(m)
 	}
@@ -322,9 +335,64 @@ func (c *stages) descend(ctx context.Context, call string, ms []*labels.Matcher,
 	}
 	if len(d.sent) == 0 && len(ms) > 0 {
 		d.everything = true
-		d.sent = append(d.sent, labels.MustNewMatcher(labels.MatchNotEqual, labels.MetricName, ""))
+		d.sent = append(d.sent, labels.MustNewMatcher(labels.MatchNotEqual, metricName, ""))
 	}
 	return d, nil
+}
+
+// intoStore turns what is protected round through the links that are the store's own.
+func (c *stages) intoStore(d *descent) ([]*labels.Matcher, error) {
+	var out []*labels.Matcher
+	enforced := d.enforced
+	for i, m := range d.protected {
+		if i == enforced {
+			d.enforced = len(out)
+		}
+		ms := []*labels.Matcher{m}
+		for _, l := range c.links {
+			if !l.OfStore {
+				continue
+			}
+			var ok bool
+			if ms, ok = l.inverse(ms); !ok {
+				return nil, backend.Errorf(backend.ErrUnsupported, "%s: %q may write the label %q, by which this request's access is bounded, in a way that cannot be turned round", named(c.o.Backend), l.Name, m.Name)
+			}
+			if ms == nil {
+				d.none, d.enforced = true, 0
+				return nil, nil
+			}
+		}
+		out = append(out, ms...)
+	}
+	if enforced == len(d.protected) {
+		d.enforced = len(out)
+	}
+	return out, nil
+}
+
+// inverse turns matchers round through a link; nil if they never hold. It fails if
+// that cannot be done exactly.
+func (l *link) inverse(ms []*labels.Matcher) (_ []*labels.Matcher, ok bool) {
+	for _, m := range ms {
+		if l.rewrites && mayWrite(&l.plan, m.Name) {
+			return nil, false
+		}
+	}
+	for i := len(l.ops) - 1; i >= 0; i-- {
+		before := []*labels.Matcher{}
+		for _, m := range ms {
+			x, constant, err := l.ops[i].inverse(m)
+			switch {
+			case err != nil:
+				return nil, false
+			case len(x) == 0 && !constant:
+				return nil, true
+			}
+			before = append(before, x...)
+		}
+		ms = before
+	}
+	return ms, true
 }
 
 func (d *descent) send(m *labels.Matcher) {
@@ -445,7 +513,7 @@ func (o *operation) inverse(m *labels.Matcher) (before []*labels.Matcher, consta
 	case o.mapping != nil && m.Name == o.mapping.name:
 		return o.mapping.inverse(m)
 	}
-	return []*labels.Matcher{m}, false, nil
+	return []*labels.Matcher{m}, false, nil // as it is, before require too
 }
 
 // inverse is exact, but for a negated regular expression that a value matches and
