@@ -5,6 +5,42 @@
 // control: code that runs pays from a fuel counter and calls the host back when the
 // counter is spent, and code that nests calls pays from a stack counter and is
 // stopped when that one is.
+//
+// # Why
+//
+// wazero (looked at: 1.12.0) has no fuel and no epochs. What it has is
+// WithCloseOnContextDone, which looks at a flag at loop headers, through a call out of compiled code,
+// and not at all in code without loops: a tree of calls forty deep runs on long past its
+// deadline. Without it a guest in a loop keeps Go's garbage collector, and so the whole process, waiting.
+// CPU time, divided by that of the plain module, on amd64 (go test -bench Overhead, sixteen functions of C, Rust and Go modules):
+//
+//	                                    metered       CloseOnContextDone
+//	geometric mean, C and Rust          1.1           5.5
+//	geometric mean, Go's toolchain      1.2           6
+//	tight loops                         0.95 - 1.5    3.4 - 19
+//	real work (sorting, symbols,
+//	decoding, formatting)               1.0 - 1.3     4 - 16
+//	recursion that does nothing else    1.3 - 1.6     1 - 14
+//
+// The metered module is 8 % larger (Go) to 40 % (C, 3 KiB).
+//
+// # How
+//
+// A function is divided into regions that are entered at their begin only. A region is paid for
+// where it begins, or, if it is short, with one before it that control always passes; so code is paid
+// for before it runs, and more is paid where some of it is skipped. Whether fuel is spent is asked
+// where functions and loops begin, in straight code every few thousand instructions, and
+// before instructions whose work depends on a length, which they pay for. Small functions without loops
+// are paid for by their callers. Functions with a loop that calls nothing keep the counter in a local.
+//
+// Stack is paid for in bytes, by estimate, by as few functions as are on all cycles of the call graph, and by
+// calls through tables that can come back to themselves. The engine's own limit is behind this one.
+//
+// Host functions, and what they do for the module, cost a small constant here; a host that does much charges
+// for it by subtracting from the counter. The host must keep memory.grow from copying (by reserving what memory may
+// grow to), since only the pages that are added are paid for. Compiling is not
+// metered: wazero's compiler takes time that is quadratic in the number of branches in a function, so that modules are
+// to be compiled where that harms nobody.
 package meter
 
 import "fmt"
