@@ -97,6 +97,13 @@ type Verifier interface {
 	Verify(path, sha256 string) (signer string, err error)
 }
 
+// Pinner is implemented by a Verifier that knows digests of files which the
+// configuration gives none for.
+type Pinner interface {
+	// Pinned is the digest in hex, or why there is none.
+	Pinned(path string) (sha256 string, err error)
+}
+
 // Options of a Registry.
 type Options struct {
 	// Dir is where plug-ins have their sockets and compiled modules.
@@ -126,7 +133,10 @@ type Registry struct {
 
 // entry is a plug-in and who uses it.
 type entry struct {
-	spec   Spec
+	spec Spec
+	// unpinned: the digest in spec is the Pinner's.
+	unpinned bool
+
 	name   string // that it was opened with
 	signer string
 	// ready is closed when plugin or err is set.
@@ -154,6 +164,10 @@ var errClosed = errors.New("the process is shutting down")
 
 // acquire opens the plug-in of a spec, or waits for whoever does.
 func (r *Registry) acquire(ctx context.Context, spec Spec, u *use) (*entry, error) {
+	unpinned := spec.SHA256 == ""
+	if err := r.pin(&spec); err != nil {
+		return nil, err
+	}
 	key := spec.key()
 	r.mu.Lock()
 	if r.closed {
@@ -162,7 +176,7 @@ func (r *Registry) acquire(ctx context.Context, spec Spec, u *use) (*entry, erro
 	}
 	e := r.opened[key]
 	if e == nil {
-		e = &entry{spec: spec, name: u.name, ready: make(chan struct{}), uses: map[*use]bool{}}
+		e = &entry{spec: spec, unpinned: unpinned, name: u.name, ready: make(chan struct{}), uses: map[*use]bool{}}
 		r.opened[key] = e
 		go func() {
 			reg := prometheus.NewRegistry()
@@ -187,6 +201,19 @@ func (r *Registry) acquire(ctx context.Context, spec Spec, u *use) (*entry, erro
 		return nil, e.err
 	}
 	return e, nil
+}
+
+// pin fills in the digest of a file where the configuration has none.
+func (r *Registry) pin(s *Spec) error {
+	p, ok := r.o.Verifier.(Pinner)
+	if !ok || s.SHA256 != "" || s.Launch != Spawn && s.Launch != WASM {
+		return nil
+	}
+	var err error
+	if s.SHA256, err = p.Pinned(s.Path); err != nil {
+		return fmt.Errorf("%s %s: %w", s.Launch, s.origin(), err)
+	}
+	return nil
 }
 
 // show has the metrics of a plug-in gathered, in place of those of the one with the
@@ -424,15 +451,27 @@ func (r *Registry) Restart(ctx context.Context, name string) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+	spec := found.spec
+	if found.unpinned {
+		spec.SHA256 = ""
+		if err := r.pin(&spec); err != nil {
+			return err
+		}
+	}
+	if r.o.Verifier != nil && (spec.Launch == Spawn || spec.Launch == WASM) {
+		if _, err := r.o.Verifier.Verify(spec.Path, spec.SHA256); err != nil {
+			return fmt.Errorf("%s %s: %w", spec.Launch, spec.origin(), err)
+		}
+	}
 	switch p := found.plugin.(type) {
 	case interface {
 		Replace(ctx context.Context, path, sha256 string) error
 	}:
-		return p.Replace(ctx, found.spec.Path, found.spec.SHA256)
+		return p.Replace(ctx, spec.Path, spec.SHA256)
 	case interface {
 		Reload(ctx context.Context, path, sha256 string) error
 	}:
-		return p.Reload(ctx, found.spec.Path, found.spec.SHA256)
+		return p.Reload(ctx, spec.Path, spec.SHA256)
 	}
 	return backend.Errorf(backend.ErrUnsupported, "%s is %s: only programs and modules are started here", name, found.spec.Launch)
 }
