@@ -132,7 +132,7 @@ func (p *Plugin) Filter(ctx context.Context, c *filter.Config) (carrier.Filter, 
 			return made{}, &backend.Error{Kind: backend.ErrInvalid, Text: err.Error(), Err: err}
 		}
 		if in == nil {
-			return made{}, errors.New("Configure returned neither an instance nor an error")
+			return made{}, errors.New("the filter returned neither an instance nor an error")
 		}
 		return made{in, in.Plan()}, nil
 	})
@@ -158,7 +158,7 @@ func (p *Plugin) Backend(ctx context.Context, c *filter.Config) (backend.Backend
 			return nil, &backend.Error{Kind: backend.ErrInvalid, Text: err.Error(), Err: err}
 		}
 		if b == nil {
-			return nil, errors.New("Configure returned neither a backend nor an error")
+			return nil, errors.New("it returned neither a backend nor an error")
 		}
 		return b, nil
 	})

@@ -8,7 +8,6 @@ package dial
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -93,6 +92,8 @@ type Plugin struct {
 	// met is closed after the first contact.
 	met     chan struct{}
 	metOnce sync.Once
+
+	closeOnce sync.Once
 
 	mu          sync.Mutex
 	description carrier.Description
@@ -231,10 +232,9 @@ func (p *Plugin) Close() error {
 	if p.metrics != nil {
 		p.metrics.Unregister(p.tally)
 	}
-	if err := p.cc.Close(); err != nil && !errors.Is(err, grpc.ErrClientConnClosing) {
-		return err
-	}
-	return nil
+	var err error
+	p.closeOnce.Do(func() { err = p.cc.Close() })
+	return err
 }
 
 // fault counts faults of calls, and opens the circuit if there are too many. A

@@ -149,7 +149,8 @@ func (w *serviceWatch) run(ctx context.Context, s *serviceRecords, name string, 
 			state.Addresses = append(state.Addresses, resolver.Address{Addr: a, ServerName: host})
 		}
 		if err == nil {
-			err = cc.UpdateState(state)
+			// An error of it asks for another look-up, which comes anyway.
+			_ = cc.UpdateState(state)
 		} else if ctx.Err() == nil {
 			s.log.Warn("looking up a service record", "name", name, "error", err)
 			cc.ReportError(err)

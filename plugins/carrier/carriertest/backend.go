@@ -121,7 +121,7 @@ func (c *Carrier) backends(t *testing.T) {
 }
 
 func (c *Carrier) testAnswers(t *testing.T) {
-	doc := `{"series":1200,"samples":250,"cluster":"eu1","notice":"a remark","missing":"a gap","batch":70}`
+	doc := `{"series":300,"samples":130,"cluster":"eu1","notice":"a remark","missing":"a gap","batch":70}`
 	b, ref := configureStore(t, c.openBackend(t), doc), configureStore(t, ReferenceStore(t), doc)
 	a, errA := ref.Info(limited(t))
 	i, errB := b.Info(limited(t))
@@ -347,7 +347,7 @@ func (c *Carrier) testStoreFault(t *testing.T, fault, in string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	bad := configureStore(t, p, `{}`)
+	var bad backend.Backend
 	if in != "info" {
 		bad = configureStore(t, p, fmt.Sprintf(`{"fault":%q,"in":%q}`, fault, in))
 	} else if b, err := p.Backend(limited(t), config(fmt.Sprintf(`{"fault":%q,"in":%q}`, fault, in))); err == nil {
@@ -356,7 +356,6 @@ func (c *Carrier) testStoreFault(t *testing.T, fault, in string) {
 		bad = b
 	} else {
 		isFault(t, p, err)
-		bad = nil
 	}
 	if bad != nil {
 		err = ask(limited(t), bad, in)

@@ -8,6 +8,8 @@
 //	func main() { plugin.Main() }
 //
 // It is apart from package plugin so that a filter does not carry what a backend needs.
+// A backend in Go is a process or a network service; as a WASM module it would be
+// large and slow at reading text, for which the SDKs of other languages are better.
 package store
 
 import (
