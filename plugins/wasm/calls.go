@@ -33,7 +33,7 @@ func (p *Plugin) build(ctx context.Context, v *version, c *configuration) (*inst
 	in.config = c
 	in.begin(ctx, hookConfigure)
 	err = in.configure()
-	in.end()
+	in.done()
 	if err != nil {
 		in.close()
 		return nil, err
@@ -162,7 +162,7 @@ func (in *instance) selfTest(ctx context.Context) error {
 		return err
 	}
 	in.begin(ctx, hookRewrite)
-	defer in.end()
+	defer in.end() // counted when it is given back
 	reply, err := in.rewrite(arg, nil)
 	if err != nil {
 		var fault *Fault

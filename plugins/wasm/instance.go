@@ -167,6 +167,7 @@ type call struct {
 	// limit and spent are time of the module's own; resumed is when it began to run.
 	limit, spent time.Duration
 	resumed      time.Time
+	took         time.Duration
 	// fuel may be used, units were; granted is what the counter was last set to.
 	fuel, units, granted int64
 	hostUnits            int64
@@ -221,7 +222,7 @@ func (v *version) instantiate(ctx context.Context) (in *instance, err error) {
 		if r := recover(); r != nil {
 			err = fail(fmt.Sprint(r))
 		}
-		in.end()
+		in.done()
 		if err != nil {
 			in.close()
 			in = nil
@@ -293,7 +294,17 @@ func (in *instance) end() {
 	}
 	c.responses = nil
 	in.flush()
-	in.plugin.count(c, time.Since(c.began))
+	in.lastUse = time.Now()
+	c.took = in.lastUse.Sub(c.began)
+}
+
+// done ends a call that was not made through the pool, which does the same.
+func (in *instance) done() {
+	in.end()
+	in.plugin.mu.Lock()
+	in.plugin.count(&in.call)
+	in.plugin.mu.Unlock()
+	in.call.ctx = nil
 }
 
 func (in *instance) grant() {

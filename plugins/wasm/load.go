@@ -318,7 +318,7 @@ func (v *version) describe(ctx context.Context) error {
 	}
 	defer in.close()
 	in.begin(ctx, hookDescribe)
-	defer in.end()
+	defer in.done()
 	request, err := (&pluginpb.DescribeRequest{Minor: pluginpb.Minor}).MarshalVTStrict()
 	if err != nil {
 		return err

@@ -217,28 +217,31 @@ func (p *Plugin) release(in *instance, err error) {
 
 // finish accounts for a call, or for an instance that could not be made, which is nil.
 func (p *Plugin) finish(in *instance, v *version, c *configuration, probe bool, err error) {
-	var fault *Fault
-	var ended *stopped
-	faulty := errors.As(err, &fault)
+	fault, ended := verdict(err)
+	faulty := fault != nil
 	if faulty {
 		p.log.Error("plug-in fault", "plugin", p.config.Name, "kind", fault.Kind, "hook", fault.Hook, "error", err, "trace", fault.trace)
 	}
 	p.mu.Lock()
 	p.giveBack()
+	if in != nil && in.call.ctx != nil {
+		p.count(&in.call)
+		in.call.ctx = nil // nor is the request kept
+	}
 	switch {
 	case faulty:
 		p.record(fault, probe)
-	case probe && (in == nil || errors.As(err, &ended)):
+	case probe && (in == nil || ended):
 		p.probing = false // nothing was learned
 	case probe:
 		p.probing, p.open = false, false
 		p.recent = nil
 		p.become(carrier.Serving)
 	}
-	keep := in != nil && !faulty && !errors.As(err, &ended) &&
+	keep := in != nil && !faulty && !ended &&
 		!p.closed && !c.closed && !v.retired && in.epoch == c.epoch
 	if keep {
-		in.lastUse, in.probe = time.Now(), false
+		in.probe = false
 		in.uses++
 		tidy := in.hooks[hookIdle] != nil && (in.uses >= tidyAfter || in.linear.Size() > in.size)
 		c.idle = append(c.idle, in)
@@ -259,6 +262,16 @@ func (p *Plugin) finish(in *instance, v *version, c *configuration, probe bool, 
 	}
 	p.gone(v)
 	p.mu.Unlock()
+}
+
+// verdict says whether err is a fault, and whether the call was ended from outside.
+func verdict(err error) (fault *Fault, ended bool) {
+	if err == nil {
+		return nil, false
+	}
+	var s *stopped
+	errors.As(err, &fault)
+	return fault, errors.As(err, &s)
 }
 
 func (p *Plugin) leaveProbe(probe bool) {

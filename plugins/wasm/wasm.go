@@ -360,14 +360,12 @@ func (p *Plugin) Close() error {
 	return nil
 }
 
-// count adds a call to the accounts.
-func (p *Plugin) count(c *call, d time.Duration) {
-	p.mu.Lock()
+// count adds a call to the accounts. Lock held.
+func (p *Plugin) count(c *call) {
 	h := &p.hooks[c.hook]
 	h.calls++
-	h.seconds += d.Seconds()
+	h.seconds += c.took.Seconds()
 	p.fuel += c.units
-	p.mu.Unlock()
 }
 
 // addCounter adds to a counter of the module's own.
