@@ -3119,10 +3119,12 @@ func (x *LabelsReply) GetNotices() []*Notice {
 	return nil
 }
 
-// Error is how a WASM module says that a call failed.
+// Error is how a WASM module says that a call failed, and in the details of a gRPC
+// status the kind of the error.
 type Error struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// kind as in sdk/backend: invalid, unsupported, limit, unavailable, denied, internal.
+	// kind as in sdk/backend: invalid, unsupported, limit, unavailable, denied, internal;
+	// or panic, for a fault of the plug-in that it survived.
 	Kind          string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
 	Message       string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
 	unknownFields protoimpl.UnknownFields

@@ -54,6 +54,21 @@ const (
 // times: Configure makes an instance, all later calls name it.
 //
 // A call that the plug-in does not offer is refused with UNIMPLEMENTED.
+//
+// Instances. Their ids SHOULD be random numbers: a plug-in that was started again,
+// or another replica of it, must not take an old id for one of its own. A call with
+// an id that is unknown is refused with NOT_FOUND, whereupon the host configures the
+// instance again. An instance that nobody has called for an hour MAY be released.
+//
+// Errors of the plug-in's own have the code INVALID_ARGUMENT, UNIMPLEMENTED,
+// RESOURCE_EXHAUSTED (a limit), UNAVAILABLE (what is behind the plug-in is down),
+// PERMISSION_DENIED or INTERNAL, and in the status details a message Error with the
+// kind. Without that detail UNAVAILABLE, INTERNAL and UNKNOWN count as a fault of the
+// plug-in, because gRPC itself uses them for connections that break.
+//
+// Backends may serve the services thanos.Store, thanos.info.Info, thanos.Exemplars and
+// so on at the same address; the instance is then in the metadata key
+// promweave-instance, as a decimal number.
 type PluginClient interface {
 	// Describe says what the plug-in is. It MUST answer without configuration.
 	Describe(ctx context.Context, in *DescribeRequest, opts ...grpc.CallOption) (*Description, error)
@@ -212,6 +227,21 @@ func (c *pluginClient) LabelValues(ctx context.Context, in *LabelsCall, opts ...
 // times: Configure makes an instance, all later calls name it.
 //
 // A call that the plug-in does not offer is refused with UNIMPLEMENTED.
+//
+// Instances. Their ids SHOULD be random numbers: a plug-in that was started again,
+// or another replica of it, must not take an old id for one of its own. A call with
+// an id that is unknown is refused with NOT_FOUND, whereupon the host configures the
+// instance again. An instance that nobody has called for an hour MAY be released.
+//
+// Errors of the plug-in's own have the code INVALID_ARGUMENT, UNIMPLEMENTED,
+// RESOURCE_EXHAUSTED (a limit), UNAVAILABLE (what is behind the plug-in is down),
+// PERMISSION_DENIED or INTERNAL, and in the status details a message Error with the
+// kind. Without that detail UNAVAILABLE, INTERNAL and UNKNOWN count as a fault of the
+// plug-in, because gRPC itself uses them for connections that break.
+//
+// Backends may serve the services thanos.Store, thanos.info.Info, thanos.Exemplars and
+// so on at the same address; the instance is then in the metadata key
+// promweave-instance, as a decimal number.
 type PluginServer interface {
 	// Describe says what the plug-in is. It MUST answer without configuration.
 	Describe(context.Context, *DescribeRequest) (*Description, error)
