@@ -254,7 +254,13 @@ type collector struct {
 	series   int32
 	piece    int32
 	out      []gathered
+
+	held int    // bytes that are charged
+	left amount // out, and not charged yet
+	read bool   // everything is charged as it is read
 }
+
+type amount struct{ series, samples, bytes int }
 
 func (g *collector) nextPiece() int32 {
 	g.piece++
@@ -291,6 +297,51 @@ func (g *collector) take(b *backend.Batch) error {
 	return nil
 }
 
+// leaveOut notes a piece that nobody gets to see. It counts all the same: it was read.
+func (g *collector) leaveOut(piece int) {
+	o := &g.w.c.o
+	if o.Charge == nil && o.Release == nil {
+		return
+	}
+	s := &g.pieces[piece]
+	g.left.series++
+	g.left.bytes += s.Size()
+	for _, c := range s.Chunks {
+		g.left.samples += samples.Count(c)
+	}
+}
+
+// settle charges what was left out.
+func (g *collector) settle() error {
+	left := g.left
+	g.left = amount{}
+	g.release(left.bytes)
+	if g.w.c.o.Charge == nil || left.series == 0 || g.read {
+		return nil
+	}
+	return g.w.c.o.Charge(g.r.ctx, left.series, left.samples, 0)
+}
+
+// hold charges a batch that is about to be gathered.
+func (g *collector) hold(bytes int) error {
+	if g.w.c.o.Charge == nil {
+		return nil
+	}
+	g.held += bytes
+	return g.w.c.o.Charge(g.r.ctx, 0, 0, bytes)
+}
+
+// release takes back what was charged.
+func (g *collector) release(bytes int) {
+	if bytes = min(bytes, g.held); bytes <= 0 {
+		return
+	}
+	g.held -= bytes
+	if g.w.c.o.Release != nil {
+		g.w.c.o.Release(g.r.ctx, bytes)
+	}
+}
+
 // run takes what has come through the chain, and appends what is left of it to out.
 func (g *collector) run() error {
 	piece := 0
@@ -299,6 +350,8 @@ func (g *collector) run() error {
 			p := g.previous
 			p.chunks, p.piece = g.pieces[piece].Chunks, g.nextPiece()
 			g.out = append(g.out, p)
+		} else {
+			g.leaveOut(piece)
 		}
 	}
 	for from := 0; from < len(g.sets); from += runSeries {
@@ -311,8 +364,8 @@ func (g *collector) run() error {
 			g.out = slices.Grow(g.out, max(len(g.pieces), len(g.out)))
 		}
 		err := g.r.each(func(src int, ls labels.Labels) {
-			for piece < len(g.pieces) && g.pieceOf[piece] < from+src {
-				piece++
+			for ; piece < len(g.pieces) && g.pieceOf[piece] < from+src; piece++ {
+				g.leaveOut(piece)
 			}
 			g.series++
 			for ; piece < len(g.pieces) && g.pieceOf[piece] == from+src; piece++ {
@@ -325,9 +378,12 @@ func (g *collector) run() error {
 		if err != nil {
 			return err
 		}
-		for piece < len(g.pieces) && g.pieceOf[piece] < from+len(sets) {
-			piece++
+		for ; piece < len(g.pieces) && g.pieceOf[piece] < from+len(sets); piece++ {
+			g.leaveOut(piece)
 		}
+	}
+	if err := g.settle(); err != nil {
+		return err
 	}
 	clear(g.pieces)
 	clear(g.sets)
@@ -340,6 +396,7 @@ func (g *collector) run() error {
 // and nothing is kept back.
 func (w *wrapped) gather(ctx context.Context, d *descent, req *backend.SeriesRequest, yield func(*backend.Batch, error) bool) {
 	g := w.newCollector(ctx, d, req.WithoutReplicaLabels)
+	defer func() { g.release(g.held) }()
 	o := emitter{yield: yield, size: req.BatchSize}
 	var failed error
 	for b, err := range w.b.Series(ctx, inward(*req)) {
@@ -348,7 +405,7 @@ func (w *wrapped) gather(ctx context.Context, d *descent, req *backend.SeriesReq
 		}
 		g.r.notices = append(g.r.notices, b.Notices()...)
 		if !w.c.inOrder {
-			if err := w.charge(ctx, b); err != nil {
+			if err := g.hold(b.Bytes()); err != nil {
 				yield(nil, err)
 				return
 			}
@@ -377,7 +434,7 @@ func (w *wrapped) gather(ctx context.Context, d *descent, req *backend.SeriesReq
 	if !w.c.inOrder {
 		g.sort()
 	}
-	if o.emit(ctx, g) && o.flush() && failed != nil {
+	if o.emit(ctx, g) && o.flush(g) && failed != nil {
 		yield(nil, failed)
 	}
 }
@@ -407,20 +464,6 @@ func (g *collector) sort() {
 	g.out = out
 }
 
-// charge lets the limits know what is going to be gathered.
-func (w *wrapped) charge(ctx context.Context, b *backend.Batch) error {
-	if w.c.o.Charge == nil {
-		return nil
-	}
-	n := 0
-	for i := range b.Len() {
-		for _, c := range b.At(i).Chunks {
-			n += samples.Count(c)
-		}
-	}
-	return w.c.o.Charge(ctx, b.Len(), n, b.Bytes())
-}
-
 // emitter puts what a collector has into batches.
 type emitter struct {
 	yield func(*backend.Batch, error) bool
@@ -439,10 +482,13 @@ const (
 	batchBytes  = 1 << 20
 )
 
-func (o *emitter) flush() bool {
+func (o *emitter) flush(g *collector) bool {
 	b := o.batch
-	o.batch = nil
-	return b == nil || o.yield(b, nil)
+	if o.batch = nil; b == nil {
+		return true
+	}
+	g.release(b.Bytes())
+	return o.yield(b, nil)
 }
 
 // emit yields what is in order in g.out, one series for those that are one.
@@ -496,13 +542,13 @@ func (o *emitter) emit(ctx context.Context, g *collector) bool {
 		o.batch.Append(s)
 		clear(g.out[i:j]) // the receiver may be done with it long before the end
 		i = j
-		if (o.batch.Len() >= size || o.batch.Bytes() >= batchBytes) && !o.flush() {
+		if (o.batch.Len() >= size || o.batch.Bytes() >= batchBytes) && !o.flush(g) {
 			g.out = nil
 			return false
 		}
 	}
 	g.out = g.out[:0]
-	return !g.w.c.inOrder || o.flush()
+	return !g.w.c.inOrder || o.flush(g)
 }
 
 // mayMerge says whether two series that have become equal are one.
@@ -545,6 +591,7 @@ func (w *wrapped) mayMerge(ctx context.Context, a, b, out labels.Labels, replica
 // comes out, in no order.
 func (w *wrapped) through(ctx context.Context, d *descent, minTime, maxTime int64, partial bool, f func(ls labels.Labels)) ([]backend.Notice, error) {
 	g := w.newCollector(ctx, d, nil)
+	g.read = true
 	req := &backend.SeriesRequest{MinTime: minTime, MaxTime: maxTime, Matchers: d.sent, SkipChunks: true, PartialAllowed: partial}
 	hand := func() error {
 		err := g.run()
@@ -563,6 +610,11 @@ func (w *wrapped) through(ctx context.Context, d *descent, minTime, maxTime int6
 			return g.r.notices, err
 		}
 		g.r.notices = append(g.r.notices, b.Notices()...)
+		if w.c.o.Charge != nil {
+			if err := w.c.o.Charge(ctx, b.Len(), 0, 0); err != nil {
+				return g.r.notices, err
+			}
+		}
 		if err := g.take(b); err != nil {
 			return g.r.notices, err
 		}

@@ -287,28 +287,35 @@ func (s *watched) Series(context.Context, *backend.SeriesRequest) iter.Seq2[*bac
 	}
 }
 
+// account is what limits see.
+type account struct{ series, samples, bytes, most, limit int }
+
+func (a *account) options() filtering.Options {
+	return filtering.Options{
+		Charge: func(_ context.Context, series, samples, bytes int) error {
+			a.series, a.samples, a.bytes = a.series+series, a.samples+samples, a.bytes+bytes
+			if a.most = max(a.most, a.bytes); a.limit > 0 && a.most > a.limit {
+				return backend.Errorf(backend.ErrLimit, "more than %d bytes", a.limit)
+			}
+			return nil
+		},
+		Release: func(_ context.Context, bytes int) { a.bytes -= bytes },
+	}
+}
+
 // TestStreams: where the order stays, nothing is kept back; where it may not, what is
-// kept back is charged.
+// kept back is charged, and what is left out counts.
 func TestStreams(t *testing.T) {
 	drops := replying(filter.Plan{Tier: filter.TierRows, Drops: true}, func(in *frame.Frame, out *frame.Reply) {
 		keepAll(in, out, 0)
-		if in.Symbol(in.Group(0).Column(1).Ref(0)) == "0" {
-			out.Drop(0)
+		for r := range in.Rows() {
+			if in.Symbol(in.Group(0).Column(1).Ref(r)) == "0" {
+				out.Drop(r)
+			}
 		}
 	})
-	charged, n := 0, 0
-	o := filtering.Options{Charge: func(_ context.Context, series, samples, bytes int) error {
-		charged += series
-		if samples != 1 || bytes < 10 {
-			t.Errorf("charged %d samples and %d bytes", samples, bytes)
-		}
-		if charged > 3 {
-			return backend.Errorf(backend.ErrLimit, "more than 3")
-		}
-		return nil
-	}}
-	s := &watched{}
-	for b, err := range filtering.Wrap(s, []filtering.Link{{Filter: drops}}, o).Series(context.Background(), everyTime()) {
+	s, a, n := &watched{}, &account{}, 0
+	for b, err := range filtering.Wrap(s, []filtering.Link{{Filter: drops}}, a.options()).Series(context.Background(), everyTime()) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -316,14 +323,37 @@ func TestStreams(t *testing.T) {
 			break
 		}
 	}
-	if s.n != 3 || !s.left || charged != 0 {
-		t.Errorf("read %d batches of which the second and third are wanted, left %v, charged %d", s.n, s.left, charged)
+	if s.n != 3 || !s.left || *a != (account{series: 1, samples: 1}) {
+		t.Errorf("read %d batches of which the second and third are wanted, left %v, charged %+v", s.n, s.left, a)
 	}
-	s = &watched{}
+
 	set := &fake{plan: filter.Plan{Operations: []filter.Operation{{Set: &filter.Label{Name: "x", Value: "y"}}}}}
-	got, err := pieces(t, filtering.Wrap(s, []filtering.Link{{Filter: set}}, o), context.Background(), everyTime())
-	if !errors.Is(err, backend.ErrLimit) || len(got) != 0 || s.n != 4 || !s.left {
-		t.Errorf("%d series, read %d batches, left %v, error %v", len(got), s.n, s.left, err)
+	both := []filtering.Link{{Filter: set}, {Filter: drops}}
+	s, a, n = &watched{}, &account{}, 0
+	for b, err := range filtering.Wrap(s, both, a.options()).Series(context.Background(), everyTime()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		n += b.Len()
+		if a.bytes > a.most-b.Bytes()/2 {
+			t.Errorf("%d of %d bytes are charged while %d are handed on", a.bytes, a.most, b.Bytes())
+		}
+	}
+	if n != 4 || a.series != 1 || a.samples != 1 || a.bytes != 0 || a.most < 100 {
+		t.Errorf("%d series, charged %+v", n, a)
+	}
+	whole := a.most
+
+	s, a = &watched{}, &account{limit: whole / 2}
+	got, err := pieces(t, filtering.Wrap(s, both, a.options()), context.Background(), everyTime())
+	if !errors.Is(err, backend.ErrLimit) || len(got) != 0 || s.n != 3 || !s.left || a.bytes != 0 {
+		t.Errorf("%d series, read %d batches, left %v, charged %+v, error %v", len(got), s.n, s.left, a, err)
+	}
+
+	s, a = &watched{}, &account{}
+	values, err := filtering.Wrap(s, both, a.options()).LabelValues(context.Background(), &backend.LabelValuesRequest{Name: "a", MaxTime: 1})
+	if err != nil || len(values.Values) != 4 || *a != (account{series: 5}) {
+		t.Errorf("%v %v, charged %+v", values, err, a)
 	}
 }
 

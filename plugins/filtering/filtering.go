@@ -75,10 +75,14 @@ type Options struct {
 	// ReplicaLabels are those by which users tell replicas apart: series that become
 	// equal, and differed in these only, are pieces of one series.
 	ReplicaLabels []string
-	// Charge, if not nil, is called with all that a chain is about to gather, because
-	// the order has to be made anew: series and pieces of them, samples, and bytes. Its
-	// error ends the request before the memory is spent.
+	// Charge, if not nil, counts against the limits of the request what does not count
+	// by being handed on: the bytes of what is about to be gathered because the order
+	// has to be made anew, and series with their samples that were read and left out, or
+	// read to find label names and values. Its error ends the call.
 	Charge func(ctx context.Context, series, samples, bytes int) error
+	// Release, if not nil, takes charged bytes back, before they are handed on and count
+	// again, or when they are not held any more.
+	Release func(ctx context.Context, bytes int)
 	// Observe, if not nil, is told what each link did in each call, when the call ends.
 	// It may be called concurrently, for different calls.
 	Observe func(ctx context.Context, e Effect)

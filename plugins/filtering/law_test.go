@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"iter"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -364,5 +365,72 @@ func (c *caseOf) info(w backend.Backend, fail func(string, ...any)) {
 		if len(info.Ranges) > 0 && !slices.ContainsFunc(info.Ranges, func(r backend.LabelSetRange) bool { return fits(r.Labels) }) {
 			fail("series %s is in none of the ranges %v", x.out, info.Ranges)
 		}
+	}
+}
+
+// TestManySeries: an answer of several runs, in batches and pieces of any size.
+func TestManySeries(t *testing.T) {
+	for seed := range uint64(6) {
+		r := rand.New(rand.NewPCG(seed, 3))
+		s := &store{framed: seed%2 == 0}
+		for i := range 2500 {
+			s.series = append(s.series, backend.Series{
+				Labels: labels.FromStrings("__name__", "m", "a", fmt.Sprintf("%04d", i), "b", fmt.Sprintf("%04d", (i*7919)%2500)),
+				Chunks: []backend.Chunk{chunk(3 * i), chunk(3*i + 1), chunk(3*i + 2)},
+			})
+		}
+		f := &fake{rnd: r, plan: filter.Plan{Tier: filter.TierRows, Writes: []string{"a"}, Drops: true, Pure: seed > 2, Operations: []filter.Operation{{Rename: &filter.Rename{From: "a", To: "z"}}}},
+			row: func(m map[string]string) bool { return !strings.HasSuffix(m["z"], "3") }}
+		if seed == 5 {
+			f.plan.Operations, f.plan.Writes = nil, nil
+			f.row = func(m map[string]string) bool { return !strings.HasSuffix(m["a"], "3") }
+		}
+		want, _ := (&law{chain: []*fake{f}}).selected(s, nil, nil)
+		// Batches of a few dozen pieces, so that runs end within series.
+		b := filtering.Wrap(&rebatched{s, r}, []filtering.Link{{Filter: f}}, filtering.Options{})
+		for range 2 {
+			got, err := pieces(t, b, context.Background(), everyTime())
+			if err != nil || len(got) != len(want) || len(got) != 2250 {
+				t.Fatalf("seed %d: %d series, want %d, error %v", seed, len(got), len(want), err)
+			}
+			for i, x := range got {
+				if a, b := describe(x.Labels, x.Chunks), describe(want[i].out, want[i].in.Chunks); a != b {
+					t.Fatalf("seed %d: %s, want %s", seed, a, b)
+				}
+			}
+		}
+	}
+}
+
+// rebatched cuts each series into pieces and those into small batches.
+type rebatched struct {
+	*store
+	r *rand.Rand
+}
+
+func (s *rebatched) Series(ctx context.Context, req *backend.SeriesRequest) iter.Seq2[*backend.Batch, error] {
+	return func(yield func(*backend.Batch, error) bool) {
+		out := backend.NewBatch(0)
+		for b, err := range s.store.Series(ctx, req) {
+			if err != nil {
+				yield(b, err)
+				return
+			}
+			for i := range b.Len() {
+				x := b.At(i)
+				for len(x.Chunks) > 0 {
+					n := 1 + s.r.IntN(len(x.Chunks))
+					out.Append(backend.Series{Labels: x.Labels, Chunks: x.Chunks[:n:n]})
+					x.Chunks = x.Chunks[n:]
+					if s.r.IntN(50) == 0 {
+						if !yield(out, nil) {
+							return
+						}
+						out = backend.NewBatch(0)
+					}
+				}
+			}
+		}
+		yield(out, nil)
 	}
 }
