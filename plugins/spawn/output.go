@@ -102,6 +102,28 @@ func (o *output) line(stream string, line []byte) {
 	o.log.LogAttrs(context.Background(), level, msg, append(attrs, slog.String("stream", stream))...)
 }
 
+// pass leaves out lines from the beginning of p, where a line begins, that would be
+// neither logged nor kept, and returns the rest. A process that floods us costs little.
+func (o *output) pass(p []byte) []byte {
+	cut := len(p)
+	for range keptLines + 1 {
+		if cut = bytes.LastIndexByte(p[:cut], '\n'); cut < 0 {
+			return p
+		}
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.tokens >= 1 || time.Since(o.filled).Seconds()*logRate >= 1 {
+		return p
+	}
+	left := p[:cut+1]
+	if o.headline == "" && (bytes.Contains(left, []byte("panic: ")) || bytes.Contains(left, []byte("fatal error: "))) {
+		return p
+	}
+	o.suppressed += bytes.Count(left, []byte{'\n'})
+	return p[cut+1:]
+}
+
 func (o *output) reportSuppressed(n int) {
 	o.log.Warn("the plug-in writes more than is logged", "lines_left_out", n)
 }
@@ -128,7 +150,7 @@ type stream struct {
 
 // Write takes everything.
 func (s *stream) Write(p []byte) (int, error) {
-	n := len(p)
+	n, passed := len(p), false
 	for len(p) > 0 {
 		i := bytes.IndexByte(p, '\n')
 		part := p
@@ -152,6 +174,10 @@ func (s *stream) Write(p []byte) (int, error) {
 		}
 		s.skip = false
 		p = p[i+1:]
+		if !passed {
+			passed = true
+			p = s.out.pass(p)
+		}
 	}
 	return n, nil
 }

@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -112,6 +113,43 @@ func TestRateLimit(t *testing.T) {
 			t.Error(got)
 		}
 	})
+}
+
+// What is left out in a flood is counted, and the last lines and a panic are kept.
+func TestFlood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &recorder{}
+		o := newOutput(slog.New(r))
+		s := &stream{name: "stderr", out: o}
+		var b bytes.Buffer
+		for i := range 10_000 {
+			if i == 7000 {
+				b.WriteString("panic: in the middle\n")
+			}
+			fmt.Fprintln(&b, "line", i)
+		}
+		for chunk := range slices.Chunk(b.Bytes(), 1<<10) {
+			s.Write(chunk)
+		}
+		o.close()
+		if want := fmt.Sprintf("WARN the plug-in writes more than is logged lines_left_out=%d", 10_001-logBurst); r.got[len(r.got)-1] != want {
+			t.Errorf("%q, want %q", r.got[len(r.got)-1], want)
+		}
+		lines := o.lines()
+		if len(lines) != keptLines+1 || lines[0] != "panic: in the middle" || lines[1] != fmt.Sprint("line ", 10_000-keptLines) || lines[keptLines] != "line 9999" {
+			t.Errorf("%q", lines)
+		}
+	})
+}
+
+func BenchmarkFlood(b *testing.B) {
+	o := newOutput(slog.New(slog.DiscardHandler))
+	s := &stream{name: "stderr", out: o}
+	chunk := bytes.Repeat([]byte(strings.Repeat("y", 99)+"\n"), 320)
+	b.SetBytes(int64(len(chunk)))
+	for b.Loop() {
+		s.Write(chunk)
+	}
 }
 
 // However the output is cut, what comes out is valid, printable, and bounded.

@@ -86,9 +86,9 @@ func main() {
 		time.Sleep(700 * time.Millisecond)
 	case "chatty":
 		go func() {
-			line := []byte(strings.Repeat("y", 99) + "\n")
-			for range 1 << 30 / len(line) {
-				stderr.Write(line)
+			lines := bytes.Repeat([]byte(strings.Repeat("y", 99)+"\n"), 640)
+			for range 1 << 30 / len(lines) {
+				stderr.Write(lines)
 			}
 			stderr.WriteString("that was a gigabyte\n")
 			written.Store(true)
