@@ -118,7 +118,7 @@ func (p *Plugin) Filter(ctx context.Context, c *filter.Config) (carrier.Filter, 
 	if p.cfg.Filter == nil {
 		return nil, backend.Errorf(backend.ErrUnsupported, "plug-in %s is a store backend, not a filter", p.cfg.Name)
 	}
-	c, err := complete(c)
+	c, err := wire.Complete(c)
 	if err != nil {
 		return nil, err
 	}
@@ -148,7 +148,7 @@ func (p *Plugin) Backend(ctx context.Context, c *filter.Config) (backend.Backend
 	if p.cfg.Backend == nil {
 		return nil, backend.Errorf(backend.ErrUnsupported, "plug-in %s is a filter, not a store backend", p.cfg.Name)
 	}
-	c, err := complete(c)
+	c, err := wire.Complete(c)
 	if err != nil {
 		return nil, err
 	}
@@ -167,21 +167,6 @@ func (p *Plugin) Backend(ctx context.Context, c *filter.Config) (backend.Backend
 	}
 	p.count(1)
 	return &builtinBackend{p: p, b: b}, nil
-}
-
-// complete fills in what a plug-in may rely on.
-func complete(c *filter.Config) (*filter.Config, error) {
-	out := *c
-	if len(out.JSON) == 0 {
-		out.JSON = []byte("{}")
-	}
-	if out.Settings == nil {
-		var err error
-		if out.Settings, err = wire.Settings(out.JSON); err != nil {
-			return nil, err
-		}
-	}
-	return &out, nil
 }
 
 func (p *Plugin) count(n int) {

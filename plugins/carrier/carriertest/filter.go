@@ -103,8 +103,8 @@ func (c *Carrier) filters(t *testing.T) {
 			`{"tier":"rows","rename":"x"}`:         "rename",
 			`{"fault":"unheard of"}`:               "fault",
 			`{"fault":"panic","fault_from":"one"}`: "fault_from",
-			`[1]`:                                  "object",
-			`{"tier":`:                             "object",
+			`[1]`:                                  "JSON",
+			`{"tier":`:                             "JSON",
 		})
 		// What nobody knows is the author's to refuse.
 		configure(t, p, `{"tier":"names","unknown":{"a":[1,2,null]}}`)

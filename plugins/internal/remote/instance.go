@@ -50,10 +50,11 @@ type instance struct {
 
 // add configures a new instance on the life in use.
 func (h *Host) add(ctx context.Context, c *filter.Config, isBackend bool) (*instance, error) {
-	req, err := wire.ConfigToWire(c)
+	c, err := wire.Complete(c)
 	if err != nil {
 		return nil, err
 	}
+	req := convert.ToConfigureRequest(c, pluginpb.Minor)
 	in := &instance{h: h, req: req, isBackend: isBackend, turn: make(chan struct{}, 1), ids: map[*Conn]uint64{}}
 	h.mu.Lock()
 	if h.closed {

@@ -178,11 +178,11 @@ func (s *Server) configure(ctx context.Context, c *filter.Config) (*pluginpb.Con
 // ConfigureDefault makes the instance for callers that name none, from a JSON object.
 func (s *Server) ConfigureDefault(ctx context.Context, doc []byte) (err error) {
 	defer s.guard(ctx, "Configure", "default", &err)
-	settings, err := wire.Settings(doc)
+	c, err := wire.Complete(&filter.Config{Name: "default", JSON: doc})
 	if err != nil {
 		return err
 	}
-	out, err := s.configure(ctx, &filter.Config{Name: "default", JSON: doc, Settings: settings})
+	out, err := s.configure(ctx, c)
 	if err != nil {
 		return err
 	}

@@ -10,12 +10,7 @@
 package wire
 
 import (
-	"bytes"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"strconv"
 	"unicode/utf8"
 
 	"github.com/promweave/promweave/sdk/backend"
@@ -62,91 +57,18 @@ func DescriptionFromWire(m *pluginpb.Description) (d filter.Description, isBacke
 	return d, isBackend, nil
 }
 
-// ConfigToWire returns the message for c. Settings are taken from the JSON if there
-// are none.
-func ConfigToWire(c *filter.Config) (*pluginpb.ConfigureRequest, error) {
-	out := &pluginpb.ConfigureRequest{Name: c.Name, Config: c.JSON, Minor: pluginpb.Minor}
-	if len(out.Config) == 0 {
-		out.Config = []byte("{}")
+// Complete returns c with what a plug-in may rely on: a JSON object, {} if there is
+// none, and its scalars as settings. What is no object is an error of kind ErrInvalid.
+func Complete(c *filter.Config) (*filter.Config, error) {
+	out := *c
+	if len(out.JSON) == 0 {
+		out.JSON = []byte("{}")
 	}
-	settings := c.Settings
-	if settings == nil {
+	if out.Settings == nil {
 		var err error
-		if settings, err = Settings(out.Config); err != nil {
-			return nil, err
+		if out.Settings, err = filter.Settings(out.JSON); err != nil {
+			return nil, backend.Errorf(backend.ErrInvalid, "configuration: %w", err)
 		}
 	}
-	out.Settings = settingsToWire(settings)
-	return out, nil
-}
-
-// Settings returns the scalars of a JSON object in the order of the document:
-// path "rules[0].from" and the value as text, null as "". It refuses anything but one object.
-func Settings(doc []byte) ([]filter.Setting, error) {
-	dec := json.NewDecoder(bytes.NewReader(doc))
-	dec.UseNumber()
-	out := []filter.Setting{}
-	fail := func(err error) ([]filter.Setting, error) {
-		return nil, backend.Errorf(backend.ErrInvalid, "configuration is not a JSON object: %w", err)
-	}
-	var value func(path string, depth int) error
-	value = func(path string, depth int) error {
-		if depth > 64 {
-			return fmt.Errorf("%s: nested too deeply", path)
-		}
-		t, err := dec.Token()
-		if err != nil {
-			return err
-		}
-		text := ""
-		switch t := t.(type) {
-		case json.Delim:
-			for i := 0; dec.More(); i++ {
-				at := path + "[" + strconv.Itoa(i) + "]"
-				if t == '{' {
-					key, err := dec.Token()
-					if err != nil {
-						return err
-					}
-					at = key.(string)
-					if path != "" {
-						at = path + "." + at
-					}
-				}
-				if err := value(at, depth+1); err != nil {
-					return err
-				}
-			}
-			_, err := dec.Token()
-			return err
-		case string:
-			text = t
-		case bool:
-			text = strconv.FormatBool(t)
-		case json.Number:
-			text = t.String()
-		}
-		out = append(out, filter.Setting{Path: path, Value: text})
-		return nil
-	}
-	if trimmed := bytes.TrimLeft(doc, " \t\r\n"); len(trimmed) == 0 || trimmed[0] != '{' {
-		return fail(errors.New("it does not begin with {"))
-	}
-	if err := value("", 0); errors.Is(err, io.EOF) {
-		return fail(io.ErrUnexpectedEOF)
-	} else if err != nil {
-		return fail(err)
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return fail(errors.New("something follows the object"))
-	}
-	return out, nil
-}
-
-func settingsToWire(list []filter.Setting) []*pluginpb.Setting {
-	out := make([]*pluginpb.Setting, len(list))
-	for i, s := range list {
-		out[i] = &pluginpb.Setting{Path: s.Path, Value: s.Value}
-	}
-	return out
+	return &out, nil
 }

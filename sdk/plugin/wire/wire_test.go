@@ -8,11 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"strconv"
 	"strings"
 	"testing"
 
-	"github.com/cockroachdb/datadriven"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/prometheus/prometheus/model/labels"
@@ -31,24 +29,17 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func TestSettings(t *testing.T) {
-	datadriven.RunTest(t, "testdata/settings", func(t *testing.T, d *datadriven.TestData) string {
-		list, err := wire.Settings([]byte(d.Input))
-		if err != nil {
-			return fmt.Sprintf("%s: %v\n", wire.Word(err), err)
-		}
-		var out strings.Builder
-		for _, s := range list {
-			if q := strconv.Quote(s.Value); strings.ContainsAny(s.Value, "\n\"") {
-				s.Value = q
-			}
-			fmt.Fprintf(&out, "%s=%s\n", s.Path, s.Value)
-		}
-		return out.String()
-	})
-	deep := strings.Repeat(`{"a":`, 100) + "1" + strings.Repeat("}", 100)
-	if _, err := wire.Settings([]byte(deep)); backend.Kind(err) != backend.ErrInvalid || !strings.Contains(err.Error(), "deeply") {
-		t.Errorf("deep nesting: %v", err)
+func TestComplete(t *testing.T) {
+	got, err := wire.Complete(&filter.Config{Name: "n"})
+	if err != nil || string(got.JSON) != "{}" || got.Name != "n" || len(got.Settings) != 0 {
+		t.Errorf("%+v, %v", got, err)
+	}
+	got, err = wire.Complete(&filter.Config{JSON: []byte(`{"a":[1]}`)})
+	if err != nil || !cmp.Equal(got.Settings, []filter.Setting{{Path: "a[0]", Value: "1"}}) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if _, err := wire.Complete(&filter.Config{JSON: []byte(`[]`)}); backend.Kind(err) != backend.ErrInvalid {
+		t.Error(err)
 	}
 }
 
