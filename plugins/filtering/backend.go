@@ -189,9 +189,9 @@ func (w *wrapped) pass(ctx context.Context, d *descent, sent *backend.SeriesRequ
 				yield(b, err)
 				return
 			}
-			for i := range b.Len() {
+			for i := 0; i < b.Len() && len(d.protected) > 0; i++ {
 				ls := b.At(i).Labels
-				if labels.Equal(ls, last) && i > 0 {
+				if i > 0 && labels.Equal(ls, last) {
 					continue
 				}
 				last = ls

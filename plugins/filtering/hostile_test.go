@@ -320,7 +320,12 @@ func TestConcurrent(t *testing.T) {
 			}
 		})
 	}
-	w := filtering.Wrap(s, []filtering.Link{{Filter: rows()}}, filtering.Options{MemoBytes: 300 << 10})
+	names := &fake{plan: filter.Plan{Tier: filter.TierNames, Writes: []string{"c"}, Pure: true}, names: func([]string) (map[string]string, map[string]string, []string, bool) {
+		return map[string]string{"c": "1"}, nil, nil, true
+	}}
+	column := &fake{plan: filter.Plan{Tier: filter.TierColumns, Columns: []string{"a"}, Writes: []string{"d"}, Pure: true},
+		column: map[string]func(string) map[string]string{"a": func(v string) map[string]string { return map[string]string{"d": v[:2]} }}}
+	w := filtering.Wrap(s, []filtering.Link{{Filter: names}, {Filter: column}, {Filter: rows()}}, filtering.Options{MemoBytes: 300 << 10})
 	var wg sync.WaitGroup
 	for i := range 8 {
 		wg.Go(func() {
