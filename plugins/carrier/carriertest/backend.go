@@ -89,7 +89,7 @@ func (c *Carrier) backends(t *testing.T) {
 		testBadConfig(t, func(ctx context.Context, conf *filter.Config) error {
 			_, err := p.Backend(ctx, conf)
 			return err
-		}, map[string]string{`{"series":"many"}`: "series", `{"series":-1}`: "series", `{"unknown":1}`: "unknown", `"text"`: "JSON"})
+		}, map[string]string{`{"series":"many"}`: "series", `{"series":-1}`: "series", `{"unknown":1}`: "unknown"})
 	})
 	t.Run("answers", c.testAnswers)
 	t.Run("optional", c.testOptional)
