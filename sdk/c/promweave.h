@@ -519,7 +519,7 @@ PW_SLOW uint32_t pw_known(pw_reply *out, pw_str s) {
   uint32_t id = pw_find_name(out->in, s);
   for (uint32_t i = 0; !id && i < out->n; i++) {
     uint32_t k = out->columns[i].name - out->in->symbols;
-    if (out->columns[i].name >= out->in->symbols && pw_equal(out->symbols.items[k], s)) id = out->columns[i].name;
+    if (out->columns[i].name >= out->in->symbols && k < out->symbols.n && pw_equal(out->symbols.items[k], s)) id = out->columns[i].name;
   }
   return id;
 }

@@ -46,7 +46,7 @@ func alloc(n uint32) unsafe.Pointer {
 	if n > maxInput {
 		return nil
 	}
-	if int(n) > cap(input) {
+	if int(n) > cap(input) || input == nil {
 		// What is too small is not kept while the next one is made.
 		input = nil
 		input = make([]byte, max(minInput, n+n/4))

@@ -72,6 +72,13 @@ func sorted[V any](m map[string]V) []string {
 
 // writeGolden makes the golden modules anew.
 func writeGolden(t *testing.T) {
+	backend, err := buildRust(t.TempDir(), "../rust/examples/json_backend.rs")
+	if err == nil {
+		err = os.WriteFile("../testdata/golden/v1.0/json-backend-rust.wasm", backend, 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, l := range languages {
 		code, err := build(l)
 		if err != nil {

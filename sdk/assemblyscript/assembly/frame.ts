@@ -228,7 +228,8 @@ export class Reply {
     const id = this.frame.findName(name);
     for (let i = 0; i < this.columns.length; i++) {
       const have = this.columns[i].name;
-      if (have < this.frame.symbols ? have == id : this.table.items[have - this.frame.symbols] == name) return i;
+      const k = <i32>(have - this.frame.symbols);
+      if (have < this.frame.symbols ? have == id : <u32>k < <u32>this.table.items.length && this.table.items[k] == name) return i;
     }
     return -1;
   }

@@ -254,7 +254,8 @@ impl<'a> Reply<'a> {
         let old = self.input.symbols();
         let id = self.input.find_name(name);
         self.columns.iter().position(|c| {
-            if c.0 < old { c.0 == id && id != 0 } else { self.new_symbol((c.0 - old) as usize) == name.as_bytes() }
+            let new = c.0.wrapping_sub(old) as usize;
+            if c.0 < old { c.0 == id && id != 0 } else { new < self.ends.len() && self.new_symbol(new) == name.as_bytes() }
         })
     }
 

@@ -24,6 +24,7 @@ pub mod json;
 mod memory;
 pub mod wire;
 
+pub use backend::*;
 pub use filter::*;
 pub use frame::*;
 pub use host::*;
