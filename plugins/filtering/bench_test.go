@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -117,12 +118,14 @@ func BenchmarkSeries(b *testing.B) {
 		{"none", nil},
 		{"select-only", []*fake{{}}},
 		{"operations", []*fake{ops}},
+		{"operations-new", []*fake{ops}},
 		{"operations-sort", []*fake{{plan: filter.Plan{Operations: []filter.Operation{{Rename: &filter.Rename{From: "container", To: "zone"}}, {Drop: []string{"instance"}}}}}}},
 		{"operations-map", []*fake{mapped}},
 		{"names", []*fake{{plan: filter.Plan{Tier: filter.TierNames, Writes: writesOfReference}, rewrite: reference}}},
 		{"columns", []*fake{{plan: filter.Plan{Tier: filter.TierColumns, Columns: []string{"namespace"}, Writes: []string{"namespace"}},
 			column: map[string]func(string) map[string]string{"namespace": func(v string) map[string]string { return map[string]string{"namespace": "ns-" + v} }}}}},
 		{"rows", []*fake{{plan: filter.Plan{Tier: filter.TierRows, Writes: writesOfReference}, rewrite: reference}}},
+		{"names-pure", []*fake{{plan: filter.Plan{Tier: filter.TierNames, Writes: writesOfReference, Pure: true}, rewrite: reference}}},
 		{"rows-pure", []*fake{{plan: filter.Plan{Tier: filter.TierRows, Writes: writesOfReference, Pure: true}, rewrite: reference}}},
 		{"rows-twice", []*fake{{plan: filter.Plan{Tier: filter.TierRows, Writes: writesOfReference}, rewrite: reference}, {plan: filter.Plan{Tier: filter.TierRows, Writes: []string{"x"}}, rewrite: func(context.Context, []byte, []byte) ([]byte, error) { return nil, nil }}}},
 	} {
@@ -139,7 +142,11 @@ func BenchmarkSeries(b *testing.B) {
 					for _, f := range c.chain {
 						links = append(links, filtering.Link{Filter: f})
 					}
-					w = filtering.Wrap(s, links, filtering.Options{})
+					o := filtering.Options{}
+					if strings.HasSuffix(c.name, "-new") {
+						o.MemoBytes = -1 // as if no series had been there before
+					}
+					w = filtering.Wrap(s, links, o)
 				}
 				req := &backend.SeriesRequest{MaxTime: 1 << 40}
 				b.ReportAllocs()
