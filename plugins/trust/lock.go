@@ -18,8 +18,6 @@ import (
 	"time"
 
 	"gopkg.in/yaml.v3"
-
-	"github.com/promweave/promweave/plugins/registry"
 )
 
 // lockVersion is the version of the form of lock files.
@@ -180,9 +178,7 @@ type Verifier struct {
 	LockFile string
 }
 
-var _ registry.Verifier = (*Verifier)(nil)
-
-// Pinned is the digest that the lock file has for a file, in hex.
+// Pinned implements registry.Pinner: it is the digest that the lock file has for a file, in hex.
 func (v *Verifier) Pinned(path string) (string, error) {
 	if v.LockFile == "" {
 		return "", errors.New("sha256 is missing, and no plugins.lock_file is configured: only a file with a known digest is run")

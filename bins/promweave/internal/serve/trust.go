@@ -11,6 +11,8 @@ import (
 	"github.com/promweave/promweave/plugins/trust"
 )
 
+var _ registry.Pinner = (*trust.Verifier)(nil)
+
 // verifierOf is nil if nothing beyond digests is asked of plug-ins' files.
 func verifierOf(c config.Plugins) (registry.Verifier, error) {
 	if len(c.RootKeys) == 0 && c.LockFile == "" {
