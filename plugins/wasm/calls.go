@@ -86,14 +86,19 @@ func (p *Plugin) configuration(ctx context.Context, c *filter.Config, isBackend 
 		what := map[bool]string{false: "a filter", true: "a backend"}
 		return nil, backend.Errorf(backend.ErrUnsupported, "plug-in %q is %s, not %s", p.config.Name, what[p.description.Backend], what[isBackend])
 	}
-	m, err := wire.ConfigToWire(c)
-	if err != nil {
-		return nil, p.named(err)
+	// A copy: what is missing is filled in, and the configuration is the caller's.
+	full := *c
+	if len(full.JSON) == 0 {
+		full.JSON = []byte("{}")
 	}
-	request, err := m.MarshalVTStrict()
+	settings, err := filter.Settings(full.JSON)
 	if err != nil {
-		return nil, p.named(err)
+		return nil, backend.Errorf(backend.ErrInvalid, "plug-in %q: configuration of %s: %w", p.config.Name, c.Name, err)
 	}
+	if full.Settings == nil {
+		full.Settings = settings
+	}
+	request := filter.AppendConfigureRequest(nil, &full, pluginpb.Minor)
 	if err := p.lock(ctx); err != nil {
 		return nil, err
 	}
