@@ -71,6 +71,30 @@ func TestMatchersAreSent(t *testing.T) {
 	})
 }
 
+// TestEnforcedReplicaLabel: a label that is checked is taken off after that, also
+// where the backend would take it off itself.
+func TestEnforcedReplicaLabel(t *testing.T) {
+	store := fakestore.Holding(labels.EmptyLabels(), one("m", "1", "tenant", "a"), one("m", "2", "tenant", "b"))
+	store.Capabilities.WithoutReplicaLabels = true
+	m := member("b", store)
+	m.Info.Capabilities.WithoutReplicaLabels = true
+	w := granted(t, tenant("a"), m)
+	req := request()
+	req.WithoutReplicaLabels = []string{"tenant"}
+	var got []string
+	for b, err := range w.session.Stream(t.Context(), req, w.sel) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range b.Len() {
+			got = append(got, b.At(i).Labels.String())
+		}
+	}
+	if !slices.Equal(got, []string{`{m="1"}`}) || w.sel.Backends[0].State != report.RowAnswered {
+		t.Errorf("%q %+v", got, w.sel.Backends[0])
+	}
+}
+
 // TestForeignSeries: a series that must not be seen fails its backend, and nobody
 // is told which it was.
 func TestForeignSeries(t *testing.T) {
@@ -116,8 +140,13 @@ func TestTimesAreClipped(t *testing.T) {
 		}
 		g := access.Everything()
 		g.MinTime, g.MaxTime = 2000, 3000
-		w := granted(t, g, member("b", b))
+		old := member("old", b)
+		old.Info.MinTime, old.Info.MaxTime = 0, 1999
+		w := granted(t, g, member("b", b), old)
 		got, err := ask(t.Context(), w, request())
+		if r := w.sel.Backends[1]; r.State != report.RowPruned || r.Reason != report.ReasonTimeRange {
+			t.Errorf("%+v", r)
+		}
 		if err != nil || !slices.Equal(got, []string{`{m="long"} 1`}) {
 			t.Errorf("%q %v", got, err)
 		}

@@ -244,6 +244,36 @@ func TestGrantedTimesAndLimits(t *testing.T) {
 			t.Errorf("%s: %v", engine, err)
 		}
 	}
+	// Windows of downsampled data come whole, and are cut where they are read.
+	var window backend.Series
+	for i, of := range []float64{10, 10, 1, 1, 10} { // count, sum, min, max, counter
+		var ts []int64
+		var vs []float64
+		for t := int64(300_000); t <= 3_600_000; t += 300_000 {
+			ts, vs = append(ts, t), append(vs, of)
+		}
+		c := fakestore.Floats(labels.FromStrings("__name__", "up"), ts, vs).Chunks[0]
+		if i == 0 {
+			window = backend.Series{Labels: labels.FromStrings("__name__", "up"), Chunks: []backend.Chunk{{MinTime: c.MinTime, MaxTime: c.MaxTime, Aggregates: &backend.AggregateChunks{}}}}
+		}
+		a := window.Chunks[0].Aggregates
+		*[]*backend.Encoded{&a.Count, &a.Sum, &a.Min, &a.Max, &a.Counter}[i] = c.Raw
+	}
+	coarse := fakestore.Holding(labels.EmptyLabels(), window)
+	coarse.Capabilities.Downsampled = true
+	g.MinTime, g.MaxTime, g.MaxSeries = at(10).UnixMilli(), at(20).UnixMilli(), 0
+	down, _ := serve(t, query.Config{Gate: gateFunc(func(context.Context, *access.Ask) (*access.Grant, error) { return g, nil })}, spec("coarse", coarse))
+	o := down.DefaultOptions()
+	o.MaxSourceResolution = 300_000
+	res, err := down.Instant(t.Context(), &query.Request{Query: `sum(count_over_time(up[1h]))`, Start: at(60), End: at(60), Options: o})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := text(res.Value); got != `{} => 3 @[3600000]` {
+		t.Errorf("of twelve windows, the visible ones at 10, 15 and 20 minutes: %s", got)
+	}
+	res.Close()
+	g.MinTime, g.MaxTime = 0, at(60).UnixMilli()
 	names, err := s.LabelValues(t.Context(), &query.MetaRequest{Name: "job", Start: at(61), End: at(90), Options: s.DefaultOptions()})
 	if err != nil || len(names.Values) != 0 {
 		t.Errorf("%v %v", names, err)
