@@ -263,7 +263,7 @@ func call[R any](ctx context.Context, p *Plugin, what string, limit time.Duratio
 		return none, fmt.Errorf("plug-in %s: %s: %w", p.cfg.Name, what, context.Cause(ctx))
 	}
 	ch := make(chan result[R], 1)
-	// left is closed by whoever is first: the call that ends or the caller that leaves.
+	// mu decides who was first: the call that ends or the caller that leaves.
 	var mu sync.Mutex
 	left, ended := false, false
 	go func() {
@@ -278,9 +278,9 @@ func call[R any](ctx context.Context, p *Plugin, what string, limit time.Duratio
 				p.hang(-1)
 			}
 			mu.Unlock()
-			ch <- res
 			done()
 			p.end()
+			ch <- res
 		}()
 		res.r, res.err = f()
 	}()
