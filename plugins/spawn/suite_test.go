@@ -55,7 +55,7 @@ func TestStreamsUnderLoad(t *testing.T) {
 	p := open(t, spawn.Config{Name: "teststore", Path: path, SHA256: sum, RuntimeDir: runtimeDir(t), RetryTime: time.Minute,
 		Limits: spawn.Limits{StartTimeout: time.Minute, DrainTimeout: time.Minute, HealthTimeout: 10 * time.Second}})
 	const series = 3000
-	all := labels.MustNewMatcher(labels.MatchRegexp, labels.MetricName, ".+")
+	all := labels.MustNewMatcher(labels.MatchRegexp, "__name__", ".+")
 	var killing atomic.Bool
 	var whole, broken atomic.Int64
 	ctx, stop := context.WithCancel(t.Context())
