@@ -315,8 +315,6 @@ type moduleBackend struct {
 var _ backend.Closer = (*moduleBackend)(nil)
 
 func (b *moduleBackend) Info(ctx context.Context) (info backend.Info, err error) {
-	ctx, cancel := b.p.ending(ctx)
-	defer cancel()
 	err = b.p.call(ctx, b.c, hookInfo, maxMessageBytes,
 		func(id uint64) ([]byte, error) { return (&pluginpb.InfoCall{Instance: id}).MarshalVTStrict() },
 		func(b []byte) error {
@@ -348,8 +346,6 @@ func (b *moduleBackend) LabelValues(ctx context.Context, req *backend.LabelValue
 }
 
 func (b *moduleBackend) labels(ctx context.Context, h hook, limit int, message func(id uint64) *pluginpb.LabelsCall) (out *backend.Labels, err error) {
-	ctx, cancel := b.p.ending(ctx)
-	defer cancel()
 	err = b.p.call(ctx, b.c, h, b.p.config.Limits.ReplyBytes,
 		func(id uint64) ([]byte, error) { return message(id).MarshalVTStrict() },
 		func(b []byte) error {
@@ -369,19 +365,14 @@ func (b *moduleBackend) labels(ctx context.Context, h hook, limit int, message f
 // ending is ctx, which also ends when calls must.
 func (p *Plugin) ending(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	done := make(chan struct{})
 	go func() {
 		select {
 		case <-p.kill:
 			cancel(errClosed)
-		case <-done:
 		case <-ctx.Done():
 		}
 	}()
-	return ctx, func() {
-		close(done)
-		cancel(nil)
-	}
+	return ctx, func() { cancel(nil) }
 }
 
 func (b *moduleBackend) Close() error {

@@ -128,7 +128,9 @@ const (
 	maxErrorBytes   = 64 << 10
 	maxLine         = 4096
 	maxHandles      = 16
-	maxCounters     = 50
+	// maxWait is what a filter may wait for HTTP in one call; a backend has its request's time.
+	maxWait     = 30 * time.Second
+	maxCounters = 50
 )
 
 // instance is one instance of a module. One goroutine uses it at a time. It is the
@@ -168,6 +170,8 @@ type call struct {
 	limit, spent time.Duration
 	resumed      time.Time
 	took         time.Duration
+	// waited is for the host.
+	waited time.Duration
 	// fuel may be used, units were; granted is what the counter was last set to.
 	fuel, units, granted int64
 	hostUnits            int64
@@ -184,8 +188,14 @@ type call struct {
 
 // response is an open answer to http_fetch.
 type response struct {
-	head []byte
-	body io.ReadCloser
+	head   []byte
+	body   io.ReadCloser
+	cancel context.CancelFunc
+}
+
+func (r *response) close() {
+	r.cancel()
+	_ = r.body.Close()
 }
 
 type instanceKey struct{}
@@ -290,7 +300,7 @@ func (in *instance) end() {
 		c.units += c.granted - int64(in.fuel.Get())
 	}
 	for _, r := range c.responses {
-		_ = r.body.Close()
+		r.close()
 	}
 	c.responses = nil
 	in.flush()
@@ -369,7 +379,9 @@ func (in *instance) charge(units int64) {
 func (in *instance) waits(f func()) {
 	in.tick()
 	f()
-	in.call.resumed = time.Now()
+	now := time.Now()
+	in.call.waited += now.Sub(in.call.resumed)
+	in.call.resumed = now
 	if in.plugin.killed.Load() {
 		in.stop(errClosed)
 	}
@@ -520,7 +532,7 @@ func hostFunctions() []hostFunction {
 		{"http_close", filter.PermissionHTTP, t(i32), nil, func(in *instance, s []uint64) {
 			if r := in.call.responses[int32(s[0])]; r != nil {
 				delete(in.call.responses, int32(s[0]))
-				in.waits(func() { _ = r.body.Close() })
+				in.waits(r.close)
 			}
 		}},
 		{"http_error", filter.PermissionHTTP, t(i32, i32), t(i32), func(in *instance, s []uint64) {
@@ -619,6 +631,10 @@ func (in *instance) hostFetch(s []uint64) {
 		fail(httpTooMany, fmt.Sprintf("%d responses are open; close some", maxHandles))
 		return
 	}
+	if c.waited > maxWait && !in.version.description.Backend {
+		fail(httpEnded, fmt.Sprintf("the filter waited for more than %v in one call", maxWait))
+		return
+	}
 	var m pluginpb.HTTPRequest
 	if len(b) > maxMessageBytes {
 		fail(httpInvalid, fmt.Sprintf("the request is larger than %d bytes", maxMessageBytes))
@@ -634,7 +650,18 @@ func (in *instance) hostFetch(s []uint64) {
 	}
 	var answer *fetch.Response
 	var err error
-	in.waits(func() { answer, err = in.plugin.fetch.Do(c.ctx, r) })
+	ctx, cancel := in.plugin.ending(c.ctx)
+	kept := false
+	defer func() {
+		// Also if waiting ended in a panic, because the plug-in is closed.
+		if !kept {
+			cancel()
+			if answer != nil {
+				_ = answer.Body.Close()
+			}
+		}
+	}()
+	in.waits(func() { answer, err = in.plugin.fetch.Do(ctx, r) })
 	switch {
 	case errors.Is(err, fetch.ErrNotAllowed):
 		fail(httpNotAllowed, err.Error())
@@ -655,7 +682,6 @@ func (in *instance) hostFetch(s []uint64) {
 	}
 	encoded, err := head.MarshalVTStrict()
 	if err != nil {
-		_ = answer.Body.Close()
 		fail(httpUnreachable, err.Error())
 		return
 	}
@@ -665,7 +691,8 @@ func (in *instance) hostFetch(s []uint64) {
 	// Numbers are not used again within a call, so an old one cannot name a new response.
 	h := c.handle
 	c.handle++
-	c.responses[h] = &response{head: encoded, body: answer.Body}
+	c.responses[h] = &response{head: encoded, body: answer.Body, cancel: cancel}
+	kept = true
 	s[0] = uint64(h)
 }
 

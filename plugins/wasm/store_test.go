@@ -695,3 +695,40 @@ func TestGo(t *testing.T) {
 		t.Errorf("last lines are %q", s.LastLines)
 	}
 }
+
+// TestHTTPClose closes while a module waits for an answer that does not come.
+func TestHTTPClose(t *testing.T) {
+	arrived, leave := make(chan struct{}), make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		close(arrived)
+		<-leave
+	}))
+	defer server.Close()
+	defer close(leave)
+	u, err := url.Parse(server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	port, err := strconv.ParseUint(u.Port(), 10, 16)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := open(t, "store_http.wasm", func(c *Config) {
+		c.Permissions = []filter.Permission{filter.PermissionHTTP}
+		c.HTTP.Allow = []fetch.Target{{Scheme: "http", Host: "127.0.0.1", Port: uint16(port), AllowPrivate: true}}
+	})
+	p.closeTime = time.Millisecond
+	b := newBackend(t, p, "get", filter.Setting{Path: "url", Value: server.URL})
+	done := make(chan error)
+	go func() {
+		_, err := b.LabelValues(t.Context(), &backend.LabelValuesRequest{Name: "x"})
+		done <- err
+	}()
+	<-arrived
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-done; !errors.Is(err, backend.ErrUnavailable) {
+		t.Errorf("got %v", err)
+	}
+}
