@@ -8,6 +8,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/url"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -41,16 +42,16 @@ func (w *watched) ParseServiceConfig(string) *serviceconfig.ParseResult { return
 func TestServiceRecords(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		answers := [][]string{{"a.example:1", "b.example:2"}, nil, {"c.example:3"}}
-		asked := 0
+		var asked atomic.Int32
 		b := &serviceRecords{log: slog.New(slog.DiscardHandler), every: 30 * time.Second, lookup: func(_ context.Context, name string) ([]string, error) {
 			if name != "_grpc._tcp.svc" {
 				t.Errorf("asked for %q", name)
 			}
-			asked++
-			if asked > len(answers) {
+			n := int(asked.Add(1))
+			if n > len(answers) {
 				return nil, errors.New("no such host")
 			}
-			return answers[asked-1], nil
+			return answers[n-1], nil
 		}}
 		w := &watched{}
 		r, err := b.Build(resolver.Target{URL: url.URL{Path: "/_grpc._tcp.svc"}}, w, resolver.BuildOptions{})
@@ -62,14 +63,17 @@ func TestServiceRecords(t *testing.T) {
 			r.ResolveNow(resolver.ResolveNowOptions{})
 		}
 		time.Sleep(500 * time.Millisecond)
-		if asked != 1 {
+		synctest.Wait()
+		if asked := asked.Load(); asked != 1 {
 			t.Errorf("asked %d times at once", asked)
 		}
 		time.Sleep(5 * time.Second)
-		if asked != 2 {
+		synctest.Wait()
+		if asked := asked.Load(); asked != 2 {
 			t.Errorf("asked %d times after a failure", asked)
 		}
 		time.Sleep(60 * time.Second)
+		synctest.Wait()
 		r.Close()
 		want := []string{
 			"a.example:1/a.example b.example:2/b.example ", "error: service record _grpc._tcp.svc is empty",
