@@ -73,11 +73,10 @@ func BenchmarkRewrite(b *testing.B) {
 			}
 		}
 	}
-	modules := built(b)
 	for _, l := range languages {
-		code := modules[l.name]
-		if code == nil {
-			code = modules[l.name+" golden"]
+		code, err := golden(l.golden)
+		if err != nil {
+			b.Fatal(err)
 		}
 		for _, mode := range modes {
 			b.Run(l.name+"/"+mode.name, func(b *testing.B) {

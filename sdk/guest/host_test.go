@@ -51,11 +51,14 @@ type guestError struct{ kind, message string }
 
 func (e *guestError) Error() string { return e.kind + ": " + e.message }
 
+// compiledModules keeps what was compiled: a Go module takes a second.
+var compiledModules = wazero.NewCompilationCache()
+
 // open compiles and instantiates a module.
 func open(t testing.TB, code []byte) *module {
 	t.Helper()
 	ctx := context.Background()
-	rt := wazero.NewRuntimeWithConfig(ctx, wazero.NewRuntimeConfig().WithCoreFeatures(api.CoreFeaturesV2))
+	rt := wazero.NewRuntimeWithConfig(ctx, wazero.NewRuntimeConfig().WithCoreFeatures(api.CoreFeaturesV2).WithCompilationCache(compiledModules))
 	t.Cleanup(func() { _ = rt.Close(ctx) })
 	wasi_snapshot_preview1.MustInstantiate(ctx, rt)
 	m := &module{t: t, calls: map[string]api.Function{}, bodies: map[int64]*body{}}
