@@ -54,7 +54,7 @@ func start(t *testing.T, name string, args ...string) *process {
 	return p
 }
 
-func tail(s string) string { return s[max(0, len(s)-4000):] }
+func tail(s string) string { return s[max(0, len(s)-20000):] }
 
 func (p *process) start() {
 	p.t.Helper()

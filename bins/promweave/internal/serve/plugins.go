@@ -351,7 +351,7 @@ func externalLabels(ext map[string]string) filtering.Link {
 	for _, name := range slices.Sorted(maps.Keys(ext)) {
 		p.Operations = append(p.Operations, filter.Operation{Set: &filter.Label{Name: name, Value: ext[name]}})
 	}
-	return filtering.Link{Name: externalName, Filter: constant{p}}
+	return filtering.Link{Name: externalName, Filter: constant{p}, OfStore: true}
 }
 
 // doors are where requests come in: who asks, and whether they may. What is in force

@@ -154,7 +154,7 @@ func (s *stores) closeFresh() {
 func (s *stores) around(core *shared[*kernel], bc config.Backend, links []filtering.Link, uses []*shared[*registry.Filter], replicas []string) *store {
 	st := &store{cfg: bc, core: core, uses: uses, replicas: replicas, b: core.v.b}
 	if len(links) > 0 {
-		st.b = filtering.Wrap(core.v.b, links, filtering.Options{Backend: bc.Name, ReplicaLabels: replicas, Charge: charge, Observe: observe})
+		st.b = filtering.Wrap(core.v.b, links, filtering.Options{Backend: bc.Name, ReplicaLabels: replicas, Charge: charge, Release: release, Observe: observe})
 	}
 	for _, u := range uses {
 		u.use()
@@ -172,6 +172,8 @@ func (s *stores) around(core *shared[*kernel], bc config.Backend, links []filter
 func charge(ctx context.Context, series, samples, bytes int) error {
 	return fanout.AccountOf(ctx).Charge(series, samples, bytes)
 }
+
+func release(ctx context.Context, bytes int) { fanout.AccountOf(ctx).Release(bytes) }
 
 // observe writes what filters did into the report.
 func observe(ctx context.Context, e filtering.Effect) {
