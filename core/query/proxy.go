@@ -108,7 +108,7 @@ func (p Proxy) Info(ctx context.Context) (backend.Info, error) {
 			}
 		}
 		// A querier that hands over whole queries goes by the ranges of the label sets.
-		out.Ranges = append(out.Ranges, m.Info.Ranges...) // copies, which are clipped below
+		out.Ranges = append(out.Ranges, m.Info.Ranges...)
 		if len(m.Info.Ranges) == 0 {
 			for _, ls := range m.Info.LabelSets {
 				out.Ranges = append(out.Ranges, backend.LabelSetRange{Labels: ls, MinTime: m.Info.MinTime, MaxTime: m.Info.MaxTime})

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -333,15 +334,15 @@ func (r *request) cutMetadata(ctx context.Context, metric string, answers []fano
 		for _, suffix := range familySuffixes {
 			names = append(names, regexp.QuoteMeta(metric+suffix))
 		}
-		m, err := labels.NewMatcher(labels.MatchRegexp, labels.MetricName, strings.Join(names, "|"))
+		m, err := labels.NewMatcher(labels.MatchRegexp, model.MetricNameLabel, strings.Join(names, "|"))
 		if err != nil {
 			return badData("metric %q: %v", metric, err)
 		}
 		ms = append(ms, m)
 	}
-	visible, err := r.session.Labels(ctx, fanout.Question{MinTime: lo, MaxTime: hi, Matchers: ms}, labels.MetricName, selectRow(ms, lo, hi), can,
+	visible, err := r.session.Labels(ctx, fanout.Question{MinTime: lo, MaxTime: hi, Matchers: ms}, model.MetricNameLabel, selectRow(ms, lo, hi), can,
 		func(ctx context.Context, m *membership.Member, ms []*labels.Matcher, lo, hi int64) (*backend.Labels, error) {
-			return m.Backend.LabelValues(ctx, &backend.LabelValuesRequest{Name: labels.MetricName, MinTime: lo, MaxTime: hi, Matchers: ms, PartialAllowed: r.o.PartialResponse})
+			return m.Backend.LabelValues(ctx, &backend.LabelValuesRequest{Name: model.MetricNameLabel, MinTime: lo, MaxTime: hi, Matchers: ms, PartialAllowed: r.o.PartialResponse})
 		})
 	if err != nil {
 		return err
