@@ -96,7 +96,9 @@ func jsonAPI(t *testing.T, prometheus string) string {
 					o.Points = append(o.Points, [2]any{int64(math.Round(v[0].(float64) * 1000)), f})
 				}
 			}
-			list = append(list, o)
+			if len(o.Points) > 0 {
+				list = append(list, o)
+			}
 		}
 		_ = json.NewEncoder(w).Encode(map[string]any{"series": list})
 	}))
