@@ -628,8 +628,13 @@ PW_SLOW void pw_map(pw_reply *out, uint32_t name, pw_memo *memo, pw_map_fn fn, v
     pw_set(out, name, pw_mapped(out, memo, in.constant, fn, context));
   } else if (in.form == PW_REFERENCES) {
     const uint32_t *from = in.refs;
-    uint32_t *to = pw_alloc(4 * out->group.rows);
-    for (uint32_t r = 0; r < out->group.rows; r++) to[r] = pw_mapped(out, memo, from[r], fn, context);
+    uint32_t rows = out->group.rows, old = out->in->symbols, *to = pw_alloc(4 * rows);
+    if (!memo->to) memo->to = pw_calloc(old, 4);
+    const uint32_t *known = memo->to;
+    for (uint32_t r = 0; r < rows; r++) {
+      uint32_t v = from[r] < old ? known[from[r]] : 0;
+      to[r] = v ? v - 1 : pw_mapped(out, memo, from[r], fn, context);
+    }
     c->source = 2;
     c->refs = to;
   }

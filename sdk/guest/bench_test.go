@@ -6,6 +6,7 @@ package guest_test
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/prometheus/prometheus/model/labels"
 
@@ -61,16 +62,14 @@ func BenchmarkRewrite(b *testing.B) {
 	for i := range sets {
 		sets[i] = benchLabels(i)
 	}
-	native := func(n int) {
-		lb := labels.NewBuilder(labels.EmptyLabels())
-		for range n {
-			for _, ls := range sets {
-				lb.Reset(ls)
-				lb.Del("pod_template_hash", "node")
-				lb.Set("kubernetes_node", ls.Get("node"))
-				lb.Set("tenant", "acme")
-				_ = lb.Labels()
-			}
+	lb := labels.NewBuilder(labels.EmptyLabels())
+	native := func() {
+		for _, ls := range sets {
+			lb.Reset(ls)
+			lb.Del("pod_template_hash", "node")
+			lb.Set("kubernetes_node", ls.Get("node"))
+			lb.Set("tenant", "acme")
+			_ = lb.Labels()
 		}
 	}
 	for _, l := range languages {
@@ -94,15 +93,20 @@ func BenchmarkRewrite(b *testing.B) {
 				for range 50 {
 					call()
 				}
-				for b.Loop() {
-					call()
+				// In turns, so that whatever else the machine does meets both; the
+				// fastest turn of each counts.
+				fastest := func(f func(), before time.Duration) time.Duration {
+					began := time.Now()
+					f()
+					return min(before, time.Since(began))
 				}
-				module := float64(b.Elapsed().Nanoseconds()) / float64(b.N*benchRows)
-				b.StopTimer()
-				r := testing.Benchmark(func(b *testing.B) { native(b.N) })
-				builder := float64(r.NsPerOp()) / benchRows
-				b.ReportMetric(module, "ns/set")
-				b.ReportMetric(module/builder, "x-of-labels.Builder")
+				module, builder := time.Hour, time.Hour
+				for b.Loop() {
+					module = fastest(call, module)
+					builder = fastest(native, builder)
+				}
+				b.ReportMetric(float64(module.Nanoseconds())/benchRows, "ns/set")
+				b.ReportMetric(float64(module)/float64(builder), "x-of-labels.Builder")
 			})
 		}
 	}

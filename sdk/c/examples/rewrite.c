@@ -90,7 +90,7 @@ static bool select(const pw_select_call *c, pw_select_reply *reply) {
 static pw_str map_value(pw_str value, void *context) {
   const entry *label = context;
   for EACH(e, map)
-    if (pw_equal(e->name, label->name) && pw_equal(e->from, value)) return e->to;
+    if (pw_equal(e->from, value) && pw_equal(e->name, label->name)) return e->to;
   return value;
 }
 

@@ -130,15 +130,15 @@ func (e *edit) leaveOut(name, value string) {
 	}
 }
 
-// mapValues has the values of a label go through fn by way of memo k.
-func (e *edit) mapValues(name string, k int, fn func(name, value string) string) {
+// mapValues has the values of label k of f go through its mapping, by way of memo k.
+func (e *edit) mapValues(name string, k int, f *instance) {
 	i := e.find(e.name(name))
 	if i < 0 {
 		return
 	}
 	c := &e.cols[i]
 	if c.input < 0 {
-		c.value = e.intern(fn(name, e.strs[int(c.value)-e.in.Symbols()]))
+		c.value = e.intern(f.mapValue(k, e.strs[int(c.value)-e.in.Symbols()]))
 		return
 	}
 	c.mapped = k
@@ -147,7 +147,7 @@ func (e *edit) mapValues(name string, k int, fn func(name, value string) string)
 		ref := in.Ref(r)
 		if ref != 0 && memo[ref] == 0 {
 			from := e.in.Symbol(ref)
-			if to := fn(name, from); to == from {
+			if to := f.mapValue(k, from); to == from {
 				memo[ref] = ref + 1
 			} else {
 				memo[ref] = e.intern(to) + 1

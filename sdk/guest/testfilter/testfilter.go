@@ -23,6 +23,7 @@ package testfilter
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 
@@ -53,8 +54,9 @@ type instance struct {
 	merge                                           bool
 	denySubject                                     string
 	drop, rename, set, mapValues, leaveOut, require []entry
-	// mapped are the labels of mapValues, each once.
-	mapped []string
+	// mapped are the labels of mapValues, each once, and byLabel their entries.
+	mapped  []string
+	byLabel [][]entry
 	// scratch is what a Rewrite works with: instances are used concurrently.
 	scratch sync.Pool
 }
@@ -94,9 +96,13 @@ func (reference) Configure(c *filter.Config) (filter.Instance, error) {
 		return nil, errors.New("leave_out: needs the rows tier")
 	}
 	for _, e := range f.mapValues {
-		if !contains(f.mapped, e.name) {
+		k := slices.Index(f.mapped, e.name)
+		if k < 0 {
+			k = len(f.mapped)
 			f.mapped = append(f.mapped, e.name)
+			f.byLabel = append(f.byLabel, nil)
 		}
+		f.byLabel[k] = append(f.byLabel[k], e)
 	}
 	return f, nil
 }
@@ -109,15 +115,6 @@ func get(c *filter.Config, path string) string {
 		}
 	}
 	return ""
-}
-
-func contains(list []string, s string) bool {
-	for _, have := range list {
-		if have == s {
-			return true
-		}
-	}
-	return false
 }
 
 func parse(c *filter.Config, path string, parts int, to *[]entry) error {
@@ -209,10 +206,10 @@ func (f *instance) Select(*filter.SelectCall) (*filter.SelectReply, error) {
 	return &r, nil
 }
 
-// mapValue is asked once for each distinct value.
-func (f *instance) mapValue(name, value string) string {
-	for i := range f.mapValues {
-		if e := &f.mapValues[i]; e.from == value && e.name == name {
+// mapValue is asked once for each distinct value of label k.
+func (f *instance) mapValue(k int, value string) string {
+	for i := range f.byLabel[k] {
+		if e := &f.byLabel[k][i]; e.from == value {
 			return e.to
 		}
 	}
@@ -242,7 +239,7 @@ func (f *instance) Rewrite(in *frame.Frame, out *frame.Reply) error {
 			}
 		}
 		for k, name := range f.mapped {
-			e.mapValues(name, k, f.mapValue)
+			e.mapValues(name, k, f)
 		}
 		e.end()
 	}

@@ -158,7 +158,7 @@ impl Filter for Rewrite {
             }
             for (label, memo) in self.mapped.iter().zip(&mut memos) {
                 // Asked once for each distinct value.
-                out.map(label, memo, |value, to| match self.map.iter().find(|e| e.name == *label && e.from == value) {
+                out.map(label, memo, |value, to| match self.map.iter().find(|e| e.from == value && e.name == *label) {
                     Some(e) => {
                         to.push_str(&e.to);
                         true
