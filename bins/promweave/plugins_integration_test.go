@@ -187,7 +187,7 @@ backends:
 		t.Run(user, func(t *testing.T) { agree(t, addr, as(user), at, "cluster", "replica", "tenant", "host") })
 	}
 	t.Run("carol", func(t *testing.T) {
-		for _, q := range []string{"up", `sum by (job) (rate(prometheus_tsdb_head_samples_appended_total[30s]))`, `topk(3, prometheus_tsdb_head_series)`, `max_over_time(go_goroutines[10s])`, `count by (__name__) ({__name__=~"prometheus_tsdb_.+"})`} {
+		for _, q := range []string{"up", `sum by (job) (rate(prometheus_tsdb_head_samples_appended_total[30s]))`, `topk(3, prometheus_tsdb_head_series)`, `max_over_time(go_goroutines[10s])`, `count by (__name__) ({__name__=~"prometheus_tsdb_head_series.*"})`} {
 			p := url.Values{"query": {q}, "time": {seconds(at)}}
 			w, _, _, err := ask(addr, "query", p)
 			if err != nil {
