@@ -38,7 +38,7 @@ func (b *Batch) Notify(n Notice) { b.notices = append(b.notices, n) }
 // Len is the number of series.
 func (b *Batch) Len() int {
 	if b.framed != nil {
-		return b.framed.view.Rows()
+		return b.framed.rows()
 	}
 	return len(b.series)
 }

@@ -19,10 +19,18 @@ import (
 // framed is the series of a batch as a frame. Label sets are made when they are asked
 // for, and kept.
 type framed struct {
-	view frame.Frame
-	// chunks of all rows; those of row i end at ends[i].
-	chunks []Chunk
-	ends   []int32
+	view *frame.Frame
+	// chunks of all rows, those of row i end at ends[i]; and what they take together.
+	chunks     []Chunk
+	ends       []int32
+	chunkBytes int
+	// sizes are of the columns of all groups, those of group i from sizesAt[i] on.
+	sizes   []columnSize
+	sizesAt []int32
+	// changes, if not nil, are what a filter made of view; kept are the rows that it left,
+	// nil for all of them.
+	changes *frame.Changes
+	kept    []int32
 
 	mu   sync.Mutex
 	sets []labels.Labels // empty until made
@@ -41,7 +49,7 @@ const plainSamplesPerChunk = 120
 // A frame that breaks a rule of the format, or that stands for more than 256 MiB of label
 // sets or hides values, is refused; the rules of Series are not looked at.
 func NewFramed(b []byte) (*Batch, error) {
-	f := &framed{}
+	f := &framed{view: new(frame.Frame)}
 	if err := f.view.Parse(b); err != nil {
 		return nil, Errorf(ErrInternal, "a batch of series: %w", err)
 	}
@@ -53,48 +61,67 @@ func NewFramed(b []byte) (*Batch, error) {
 		return nil, err
 	}
 	for i := range f.chunks {
-		size += f.chunks[i].Size()
+		f.chunkBytes += f.chunks[i].Size()
 	}
-	return &Batch{framed: f, bytes: size + f.view.Rows()*seriesOverhead}, nil
+	return &Batch{framed: f, bytes: size + f.chunkBytes + f.view.Rows()*seriesOverhead}, nil
 }
+
+// columnSize is what a column takes in the label sets of its group.
+type columnSize struct {
+	values uint64 // bytes of the values
+	rows   int    // that have the label
+}
+
+func (s *columnSize) add(size int, rows int) {
+	s.values += uint64(rows) * inSet(size)
+	s.rows += rows
+}
+
+func (s *columnSize) total(name string) uint64 { return s.values + uint64(s.rows)*inSet(len(name)) }
 
 // labelBytes is the size of all label sets in memory.
 func (f *framed) labelBytes() (int, error) {
 	total := uint64(0)
 	for i := range f.view.Groups() {
 		g := f.view.Group(i)
+		f.sizesAt = append(f.sizesAt, int32(len(f.sizes)))
 		for c := range g.Columns() {
 			col := g.Column(c)
 			if col.Form == frame.Withheld {
 				return 0, Errorf(ErrInternal, "a batch of series: frame: group %d, column %d: values are withheld", i, c)
 			}
-			name := inSet(f.view.Symbol(col.Name))
-			refs := col.Refs()
-			if refs == nil {
+			var size columnSize
+			if refs := col.Refs(); refs == nil {
 				if ref := col.Ref(0); ref != 0 {
-					total += uint64(g.Rows()) * (name + inSet(f.view.Symbol(ref)))
+					size.add(len(f.view.Symbol(ref)), g.Rows())
 				}
-				continue
-			}
-			for _, ref := range refs {
-				if ref != 0 {
-					total += name + inSet(f.view.Symbol(ref))
+			} else {
+				for _, ref := range refs {
+					if ref != 0 {
+						size.add(len(f.view.Symbol(ref)), 1)
+					}
 				}
 			}
+			f.sizes = append(f.sizes, size)
+			total += size.total(f.view.Symbol(col.Name))
 		}
 		if total > maxFrameLabels {
-			return 0, Errorf(ErrLimit, "a batch of series: a frame of %d bytes stands for more than 256 MiB of label sets", len(f.view.Bytes()))
+			return 0, tooLarge(len(f.view.Bytes()))
 		}
 	}
 	return int(total), nil
 }
 
-// inSet is what a string takes in a label set: its length is one byte, or four.
-func inSet(s string) uint64 {
-	if len(s) < 255 {
-		return uint64(len(s)) + 1
+func tooLarge(frame int) error {
+	return Errorf(ErrLimit, "a batch of series: a frame of %d bytes stands for more than 256 MiB of label sets", frame)
+}
+
+// inSet is what a string of n bytes takes in a label set: its length is one byte, or four.
+func inSet(n int) uint64 {
+	if n < 255 {
+		return uint64(n) + 1
 	}
-	return uint64(len(s)) + 4
+	return uint64(n) + 4
 }
 
 func (f *framed) readChunks() error {
@@ -173,10 +200,27 @@ func appendPlain(chunks []Chunk, data []byte) ([]Chunk, error) {
 	return chunks, nil
 }
 
+// rows is the number of series.
+func (f *framed) rows() int {
+	if f.kept != nil {
+		return len(f.kept)
+	}
+	return f.view.Rows()
+}
+
+// row is the row of the frame that series i is.
+func (f *framed) row(i int) int {
+	if f.kept != nil {
+		return int(f.kept[i])
+	}
+	return i
+}
+
 func (f *framed) chunksAt(i int) []Chunk {
 	if f.ends == nil {
 		return nil
 	}
+	i = f.row(i)
 	begin := int32(0)
 	if i > 0 {
 		begin = f.ends[i-1]
@@ -193,17 +237,28 @@ func (f *framed) labelsAt(i int) labels.Labels {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.sets == nil {
-		f.sets = make([]labels.Labels, f.view.Rows())
+		f.sets = make([]labels.Labels, f.rows())
 	}
 	if !f.sets[i].IsEmpty() {
 		return f.sets[i]
 	}
-	g := f.view.Group(f.view.GroupOf(i))
+	row := f.row(i)
+	group := f.view.GroupOf(row)
 	f.sb.Reset()
-	for c := range g.Columns() {
-		col := g.Column(c)
-		if ref := col.Ref(i - g.First()); ref != 0 {
-			f.sb.Add(f.view.Symbol(col.Name), f.view.Symbol(ref))
+	if g := f.view.Group(group); f.changes == nil {
+		for c := range g.Columns() {
+			col := g.Column(c)
+			if ref := col.Ref(row - g.First()); ref != 0 {
+				f.sb.Add(f.view.Symbol(col.Name), f.view.Symbol(ref))
+			}
+		}
+	} else {
+		changed := f.changes.Group(group)
+		for c := range changed.Columns() {
+			col := changed.Column(c)
+			if ref := col.Ref(row - g.First()); ref != 0 {
+				f.sb.Add(f.changes.Symbol(col.Name), f.changes.Symbol(ref))
+			}
 		}
 	}
 	f.sets[i] = f.sb.Labels()
@@ -214,10 +269,99 @@ func (f *framed) labelsAt(i int) labels.Labels {
 // NewFramed made and to which nothing was appended since. It is read only. Notices are
 // not in it.
 func (b *Batch) Frame() (*frame.Frame, bool) {
-	if b.framed == nil {
+	if b.framed == nil || b.framed.changes != nil {
 		return nil, false
 	}
-	return &b.framed.view, true
+	return b.framed.view, true
+}
+
+// Rewritten returns the batch that a reply of tier rows, to the frame of b, makes of it.
+// It shares the memory of b and of the reply: c and what it is a view of belong to the
+// batch from here on. Label sets are made when they are asked for. Notices stay with b.
+// The order of the new label sets is whatever it is. A batch without a frame, or a reply
+// to another one, is an error of the kind ErrInternal, and what stands for more than
+// 256 MiB of label sets, or for one of more than 16 MiB, one of the kind ErrLimit.
+func (b *Batch) Rewritten(c *frame.Changes) (*Batch, error) {
+	f := b.framed
+	if f == nil || f.changes != nil || c.Input() != f.view {
+		return nil, Errorf(ErrInternal, "a reply to a frame that the batch does not have")
+	}
+	out := &framed{view: f.view, chunks: f.chunks, ends: f.ends, chunkBytes: f.chunkBytes, changes: c}
+	size, err := out.changedBytes(f)
+	if err != nil {
+		return nil, err
+	}
+	if out.kept != nil {
+		out.chunkBytes = 0
+		for i := range out.kept {
+			for _, x := range out.chunksAt(i) {
+				out.chunkBytes += x.Size()
+			}
+		}
+	}
+	return &Batch{framed: out, bytes: size + out.chunkBytes + out.rows()*seriesOverhead}, nil
+}
+
+// changedBytes is labelBytes for what the reply makes of f, and finds the rows that stay.
+func (f *framed) changedBytes(before *framed) (int, error) {
+	all := true
+	for i := range f.view.Groups() {
+		all = all && f.changes.Group(i).KeepsAll()
+	}
+	if !all {
+		f.kept = make([]int32, 0, f.view.Rows())
+	}
+	total := uint64(0)
+	for i := range f.view.Groups() {
+		g := f.changes.Group(i)
+		rows := g.Input().Rows()
+		if !all {
+			for r := range rows {
+				if g.Keeps(r) {
+					f.kept = append(f.kept, int32(g.Input().First()+r))
+				}
+			}
+		}
+		if g.KeepsNone() {
+			continue
+		}
+		if 2*g.Columns()*f.changes.Longest() > frame.MaxBytes {
+			for r := range rows {
+				if g.Keeps(r) && g.RowBytes(r) > frame.MaxBytes {
+					return 0, Errorf(ErrLimit, "a filter makes a label set of more than 16 MiB")
+				}
+			}
+		}
+		for j := range g.Columns() {
+			col := g.Column(j)
+			var size columnSize
+			switch refs := col.Refs(); {
+			case !g.KeepsAll():
+				for r := range rows {
+					if ref := col.Ref(r); ref != 0 && g.Keeps(r) {
+						size.add(f.changes.Size(ref), 1)
+					}
+				}
+			case col.Source == frame.FromInput:
+				size = before.sizes[int(before.sizesAt[i])+col.Input]
+			case refs == nil:
+				if ref := col.Ref(0); ref != 0 {
+					size.add(f.changes.Size(ref), rows)
+				}
+			default:
+				for _, ref := range refs {
+					if ref != 0 {
+						size.add(f.changes.Size(ref), 1)
+					}
+				}
+			}
+			total += size.total(f.changes.Symbol(col.Name))
+		}
+		if total > maxFrameLabels {
+			return 0, tooLarge(len(f.view.Bytes()))
+		}
+	}
+	return int(total), nil
 }
 
 // thaw turns a framed batch into one that series can be appended to.
@@ -226,7 +370,7 @@ func (b *Batch) thaw() {
 	if f == nil {
 		return
 	}
-	b.series = make([]Series, f.view.Rows(), f.view.Rows()+1)
+	b.series = make([]Series, f.rows(), f.rows()+1)
 	for i := range b.series {
 		b.series[i] = f.at(i)
 	}
@@ -285,7 +429,7 @@ func (e *FrameEncoder) frames(dst []byte, b *Batch) iter.Seq2[[]byte, error] {
 		limit = frame.MaxBytes
 	}
 	return func(yield func([]byte, error) bool) {
-		if b.framed != nil {
+		if b.framed != nil && b.framed.changes == nil {
 			if whole := b.framed.view.Bytes(); len(whole) <= limit {
 				yield(append(dst, whole...), nil)
 				return
@@ -308,7 +452,7 @@ func (e *FrameEncoder) frames(dst []byte, b *Batch) iter.Seq2[[]byte, error] {
 			s.Labels.Range(func(l labels.Label) {
 				n++
 				bytes += len(l.Name) + len(l.Value)
-				inSets += inSet(l.Name) + inSet(l.Value)
+				inSets += inSet(len(l.Name)) + inSet(len(l.Value))
 			})
 			row, chunks := frame.RowCost(n, bytes), 0
 			for k := range s.Chunks {

@@ -162,6 +162,142 @@ func TestFramed(t *testing.T) {
 	}
 }
 
+// randomReply is a reply of tier rows that does a bit of everything.
+func randomReply(t testing.TB, r *rand.Rand, in *frame.Frame) *frame.Changes {
+	t.Helper()
+	var out frame.Reply
+	out.Reset(in)
+	for i := range in.Groups() {
+		g := in.Group(i)
+		if r.IntN(4) == 0 {
+			continue
+		}
+		out.Group(i)
+		for j := range g.Columns() {
+			switch r.IntN(5) {
+			case 0:
+			case 1:
+				out.Input(out.Intern(fmt.Sprintf("moved%02d", j)), j)
+			case 2:
+				out.Constant(g.Column(j).Name, out.Intern(strings.Repeat("c", 1+r.IntN(300))))
+			case 3:
+				for k, refs := 0, out.Refs(out.Intern(fmt.Sprintf("refs%02d", j))); k < len(refs); k++ {
+					refs[k] = []uint32{0, g.Column(j).Ref(k), out.Intern("other")}[r.IntN(3)]
+				}
+			default:
+				out.Input(g.Column(j).Name, j)
+			}
+		}
+		switch r.IntN(5) {
+		case 0:
+			out.DropAll()
+		case 1:
+			for k := range g.Rows() {
+				if r.IntN(2) == 0 {
+					out.Drop(k)
+				}
+			}
+		}
+	}
+	c := new(frame.Changes)
+	if err := c.Parse(out.Append(nil), in, frame.TierRows); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// A batch that was rewritten is what one gets by doing to each series what the reply says.
+func TestRewritten(t *testing.T) {
+	for seed := range uint64(300) {
+		r := rand.New(rand.NewPCG(seed, 2))
+		enc, err := AppendFrame(nil, randomBatch(t, r, r.IntN(20)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := NewFramed(enc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		view, _ := b.Frame()
+		c := randomReply(t, r, view)
+		got, err := b.Rewritten(c)
+		if err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+		want := NewBatch(0)
+		for i := range b.Len() {
+			group := view.GroupOf(i)
+			g, row := c.Group(group), i-view.Group(group).First()
+			if !g.Keeps(row) {
+				continue
+			}
+			ls := labels.NewScratchBuilder(8)
+			for j := range g.Columns() {
+				if v := c.Symbol(g.Column(j).Ref(row)); v != "" {
+					ls.Add(c.Symbol(g.Column(j).Name), v)
+				}
+			}
+			want.Append(Series{Labels: ls.Labels(), Chunks: b.Chunks(i)})
+		}
+		if got.Len() != want.Len() || got.Bytes() != want.Bytes() {
+			t.Fatalf("seed %d: %d series of %d bytes, want %d of %d", seed, got.Len(), got.Bytes(), want.Len(), want.Bytes())
+		}
+		if diff := diffSeries(seriesOf(want, false), seriesOf(got, false)); diff != "" {
+			t.Fatalf("seed %d: %s", seed, diff)
+		}
+		if _, ok := got.Frame(); ok {
+			t.Fatal("a frame is shown that is not that of the series")
+		}
+		if _, err := got.Rewritten(c); !errors.Is(err, ErrInternal) {
+			t.Fatalf("rewritten by a reply to another frame: %v", err)
+		}
+		x, err := AppendFrame(nil, want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if y, err := AppendFrame(nil, got); err != nil || !slices.Equal(x, y) {
+			t.Fatalf("seed %d: encoded it is another frame (%v)", seed, err)
+		}
+		got.Append(Series{Labels: labels.FromStrings("z", "z")})
+		want.Append(Series{Labels: labels.FromStrings("z", "z")})
+		if diff := diffSeries(seriesOf(want, false), seriesOf(got, false)); diff != "" {
+			t.Fatalf("seed %d: after Append: %s", seed, diff)
+		}
+	}
+}
+
+// A reply of a few bytes must not stand for label sets of any size.
+func TestRewrittenLimits(t *testing.T) {
+	b := NewBatch(0)
+	for i := range 1000 {
+		b.Append(Series{Labels: labels.FromStrings("a", fmt.Sprint(i))})
+	}
+	enc, err := AppendFrame(nil, b)
+	if err == nil {
+		b, err = NewFramed(enc)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	view, _ := b.Frame()
+	for columns, want := range map[int]string{1: "256 MiB", 40: "16 MiB"} {
+		var r frame.Reply
+		r.Reset(view)
+		r.Group(0)
+		long := r.Intern(strings.Repeat("x", 512<<10))
+		for j := range columns {
+			r.Constant(r.Intern(fmt.Sprint("n", j)), long)
+		}
+		var c frame.Changes
+		if err := c.Parse(r.Append(nil), view, frame.TierRows); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.Rewritten(&c); !errors.Is(err, ErrLimit) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%d columns: %v, want %s", columns, err, want)
+		}
+	}
+}
+
 // Frames keeps its limit, leaves nothing out and cuts series only where it must.
 func TestFrameEncoderSplits(t *testing.T) {
 	var e FrameEncoder

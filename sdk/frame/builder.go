@@ -80,11 +80,16 @@ func (b *Builder) intern(t *interned, s string) uint32 {
 	if t.ids == nil {
 		t.ids = make(map[string]uint32)
 	}
-	t.list = append(t.list, s)
-	t.bytes += len(s)
-	id := uint32(len(t.list))
+	id := b.append(t, s)
 	t.ids[s] = id
 	return id
+}
+
+// append gives a string that is known to be new, and valid, an id without remembering it.
+func (b *Builder) append(t *interned, s string) uint32 {
+	t.list = append(t.list, s)
+	t.bytes += len(s)
+	return uint32(len(t.list))
 }
 
 func (b *Builder) fail(what string) {

@@ -43,6 +43,7 @@ type changedGroup struct {
 type changedColumn struct {
 	name, arg, place uint32
 	source           Source
+	refs             []uint32 // if source is FromRefs
 }
 
 // Parse checks all of b, a reply to in by a filter of the given tier, and makes c a view
@@ -146,6 +147,7 @@ func (c *Changes) parseGroup(r *reader, i int, at uint32, tier Tier) (int, strin
 		if name == 0 || uint64(name) >= symbols {
 			return j / 3, "its name is an unknown symbol"
 		}
+		col := changedColumn{name: name, source: source, arg: arg}
 		switch source {
 		case FromInput:
 			if uint64(arg) >= uint64(in.Columns()) {
@@ -159,11 +161,10 @@ func (c *Changes) parseGroup(r *reader, i int, at uint32, tier Tier) (int, strin
 			if tier == TierNames {
 				return j / 3, "has references, which tier names must not"
 			}
-			refs, ok := r.array(arg, uint64(in.Rows()))
-			if !ok {
+			if col.refs, ok = r.array(arg, uint64(in.Rows())); !ok {
 				return j / 3, "its references do not lie inside, or overlap with other parts"
 			}
-			for _, ref := range refs {
+			for _, ref := range col.refs {
 				if uint64(ref) >= symbols {
 					return j / 3, "a reference is to an unknown symbol"
 				}
@@ -171,7 +172,7 @@ func (c *Changes) parseGroup(r *reader, i int, at uint32, tier Tier) (int, strin
 		default:
 			return j / 3, "its source is none of 0, 1, 2"
 		}
-		c.columns = append(c.columns, changedColumn{name: name, source: source, arg: arg})
+		c.columns = append(c.columns, col)
 	}
 	g.limit = len(c.columns)
 	return -1, ""
@@ -238,6 +239,15 @@ func (c *Changes) size(id uint32) uint32 {
 	return c.symbols.size(id - c.base)
 }
 
+// Size is the length of a symbol.
+func (c *Changes) Size(id uint32) int { return int(c.size(id)) }
+
+// Input is the frame that was replied to.
+func (c *Changes) Input() *Frame { return c.in }
+
+// Longest is at least the length of the longest symbol.
+func (c *Changes) Longest() int { return int(max(c.in.symbols.longest, c.symbols.longest)) }
+
 // Group returns what becomes of group i of the frame.
 func (c *Changes) Group(i int) GroupChanges {
 	return GroupChanges{c: c, g: &c.groups[i], in: c.in.Group(i)}
@@ -289,8 +299,7 @@ func (g GroupChanges) Column(j int) NewColumn {
 	case FromConstant:
 		n.values = Column{Name: col.name, Form: Constant, constant: col.arg}
 	case FromRefs:
-		at := int(col.arg / 4)
-		n.values = Column{Name: col.name, Form: References, refs: g.c.words[at : at+g.in.Rows() : at+g.in.Rows()]}
+		n.values = Column{Name: col.name, Form: References, refs: col.refs}
 	}
 	return n
 }

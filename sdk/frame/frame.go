@@ -71,6 +71,7 @@ type Frame struct {
 	// What a later Parse uses again.
 	copied   []uint32
 	groupRow []uint32 // number of the first row of each group
+	sparse   []bool   // by group: rows may lack labels that others of it have
 	rank     []uint32 // place of each name among all in order; empty: they are in order
 	order    []uint32
 }
@@ -199,10 +200,10 @@ func faultIn(group int, column int, what string) error {
 // b must not change while f is used. After an error f is empty. It allocates only if f
 // has not yet had a frame as large, or b is not aligned to 4 bytes.
 func (f *Frame) Parse(b []byte) error {
-	*f = Frame{copied: f.copied, groupRow: f.groupRow[:0], rank: f.rank[:0], order: f.order[:0]}
+	*f = Frame{copied: f.copied, groupRow: f.groupRow[:0], sparse: f.sparse[:0], rank: f.rank[:0], order: f.order[:0]}
 	err := f.parse(b)
 	if err != nil {
-		*f = Frame{copied: f.copied, groupRow: f.groupRow[:0], rank: f.rank[:0], order: f.order[:0]}
+		*f = Frame{copied: f.copied, groupRow: f.groupRow[:0], sparse: f.sparse[:0], rank: f.rank[:0], order: f.order[:0]}
 	}
 	return err
 }
@@ -306,7 +307,7 @@ func (f *Frame) checkGroup(r *reader, i int, at uint32) (rows uint32, err error)
 	if !ok {
 		return 0, faultIn(i, -1, "its columns do not lie inside, or overlap with other parts")
 	}
-	symbols, names, before := uint32(f.symbols.len()), f.names, uint32(0)
+	symbols, names, before, sparse := uint32(f.symbols.len()), f.names, uint32(0), false
 	for c := 0; c < len(cols); c += 3 {
 		name, form, arg := cols[c], Form(cols[c+1]), cols[c+2]
 		if name == 0 || name > names {
@@ -334,16 +335,20 @@ func (f *Frame) checkGroup(r *reader, i int, at uint32) (rows uint32, err error)
 			if !ok {
 				return 0, faultIn(i, c/3, "its references do not lie inside, or overlap with other parts")
 			}
+			least := symbols
 			for _, ref := range refs {
 				// 0 wraps around and is no name.
 				if ref >= symbols || ref-1 < names {
 					return 0, faultIn(i, c/3, "a reference is not to a symbol of a value")
 				}
+				least = min(least, ref)
 			}
+			sparse = sparse || least == 0
 		default:
 			return 0, faultIn(i, c/3, "its form is none of 0, 1, 2")
 		}
 	}
+	f.sparse = append(f.sparse, sparse)
 	// Symbols may be used any number of times, so a few bytes could stand for a label
 	// set of any size.
 	if 2*uint64(columns)*uint64(f.symbols.longest) > MaxBytes {

@@ -386,6 +386,105 @@ func TestMutations(t *testing.T) {
 	}
 }
 
+// changedRows are the rows as a reply leaves them, by their number, nil for those that
+// are left out.
+func changedRows(c *Changes, group, row int) map[string]string {
+	g := c.Group(group)
+	if !g.Keeps(row) {
+		return nil
+	}
+	out := map[string]string{}
+	for j := range g.Columns() {
+		if ref := g.Column(j).Ref(row); ref != 0 {
+			out[c.Symbol(g.Column(j).Name)] = c.Symbol(ref)
+		}
+	}
+	return out
+}
+
+// A reply to lists of names, lifted to the frame that they were made of, says of each row
+// what it said of the row's list.
+func TestLift(t *testing.T) {
+	var f, names Frame
+	var n NameLists
+	var c, lifted Changes
+	var r Reply
+	for seed := range uint64(500) {
+		rnd := rand.New(rand.NewPCG(seed, 7))
+		if err := f.Parse(build(t, randomRows(rnd, rnd.IntN(40)))); err != nil {
+			t.Fatal(err)
+		}
+		b, err := n.Append(nil, &f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := names.Parse(b); err != nil {
+			t.Fatal(err)
+		}
+		r.Reset(&names)
+		for i := range names.Groups() {
+			if rnd.IntN(4) == 0 {
+				continue
+			}
+			r.Group(i)
+			for j := range names.Group(i).Columns() {
+				switch rnd.IntN(4) {
+				case 0:
+				case 1:
+					r.Input(r.Intern(fmt.Sprintf("new%d", j)), j)
+				case 2:
+					r.Constant(names.Group(i).Column(j).Name, r.Intern("x"))
+				default:
+					r.Input(names.Group(i).Column(j).Name, j)
+				}
+			}
+			if rnd.IntN(8) == 0 {
+				r.DropAll()
+			}
+		}
+		reply := r.Append(nil)
+		if err := c.Parse(reply, &names, TierNames); err != nil {
+			t.Fatal(err)
+		}
+		n.Lift(&c, &lifted)
+		for i := range f.Groups() {
+			g := f.Group(i)
+			for j := 1; j < lifted.Group(i).Columns(); j++ {
+				if x, y := lifted.Symbol(lifted.Group(i).Column(j-1).Name), lifted.Symbol(lifted.Group(i).Column(j).Name); x >= y {
+					t.Fatalf("seed %d: column %q before %q", seed, x, y)
+				}
+			}
+			for row := range g.Rows() {
+				var want map[string]string
+				if of := c.Group(n.Of(g.First() + row)); of.Keeps(0) {
+					want = map[string]string{}
+					had := map[string]string{}
+					var shown []string
+					for k := range g.Columns() {
+						if ref := g.Column(k).Ref(row); ref != 0 {
+							had[f.Symbol(g.Column(k).Name)] = f.Symbol(ref)
+							shown = append(shown, f.Symbol(ref))
+						}
+					}
+					if !of.Changed() {
+						want = had
+					}
+					for k := range of.Columns() {
+						if col := of.Column(k); of.Changed() && col.Input >= 0 {
+							want[c.Symbol(col.Name)] = shown[col.Input]
+						} else if of.Changed() {
+							want[c.Symbol(col.Name)] = c.Symbol(col.Ref(0))
+						}
+					}
+				}
+				if got := changedRows(&lifted, i, row); !reflect.DeepEqual(want, got) {
+					t.Fatalf("seed %d, group %d, row %d: %s", seed, i, row, cmp.Diff(want, got))
+				}
+			}
+		}
+	}
+}
+
 func FuzzParseReply(f *testing.F) {
 	in := build(f, []row{{labels: []string{"a", "1", "b", "2"}}, {labels: []string{"a", "1", "b", "3"}}, {labels: []string{"c", "2"}}})
 	var frame Frame

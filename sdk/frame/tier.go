@@ -3,73 +3,83 @@
 
 package frame
 
-import "encoding/binary"
+import (
+	"cmp"
+	"encoding/binary"
+	"slices"
+)
 
 // NameLists makes the frame of tier names: each distinct list of label names of another
 // frame once. It keeps its memory from one frame to the next.
 type NameLists struct {
+	of      *Frame
 	builder Builder
 	lists   map[string]int
+	// first is the place in keys at which each list begins; keys are its names.
+	first []int
+	keys  []uint32
+	// byGroup is the list of all rows of a group, or -1 and its rows' are in byRow.
+	byGroup []int
 	byRow   []int
 	key     []byte
+	at      []uint32
 }
 
 // Append appends the frame that a filter of tier names gets to see of f. The symbols of
 // its names are those of f; the new ones of a reply begin at f.Names()+1.
 func (n *NameLists) Append(dst []byte, f *Frame) ([]byte, error) {
+	n.of = f
 	n.builder.Reset()
 	n.builder.inOrder = true
 	for id := 1; id <= f.Names(); id++ {
-		n.builder.Name(f.Symbol(uint32(id)))
-	}
-	if n.lists == nil {
-		n.lists = make(map[string]int)
+		n.builder.append(&n.builder.names, f.Symbol(uint32(id)))
 	}
 	clear(n.lists)
-	n.byRow = n.byRow[:0]
+	n.first, n.keys, n.byGroup, n.byRow = n.first[:0], n.keys[:0], n.byGroup[:0], n.byRow[:0]
 	for i := range f.Groups() {
 		g := f.Group(i)
-		if !sparse(g) {
-			list := n.list(g, 0)
-			for range g.Rows() {
-				n.byRow = append(n.byRow, list)
-			}
+		if !f.sparse[i] {
+			n.byGroup = append(n.byGroup, n.list(g, 0))
 			continue
 		}
+		n.byGroup = append(n.byGroup, -1)
+		n.byRow = slices.Grow(n.byRow, f.Rows()-len(n.byRow))[:f.Rows()]
 		for r := range g.Rows() {
-			n.byRow = append(n.byRow, n.list(g, r))
+			n.byRow[g.First()+r] = n.list(g, r)
 		}
 	}
 	return n.builder.Append(dst)
 }
 
-// sparse says whether rows of a group may lack labels that others of it have.
-func sparse(g Group) bool {
-	for c := range g.Columns() {
-		for _, ref := range g.Column(c).Refs() {
-			if ref == 0 {
-				return true
-			}
-		}
-	}
-	return false
-}
-
 // list is the number of the list of names that a row has.
 func (n *NameLists) list(g Group, r int) int {
 	n.key = n.key[:0]
+	begin := len(n.keys)
 	for c := range g.Columns() {
 		if col := g.Column(c); col.Form == Withheld || col.Ref(r) != 0 {
-			n.key = binary.LittleEndian.AppendUint32(n.key, col.Name)
+			n.keys = append(n.keys, col.Name)
 		}
 	}
+	// Most frames have one list, which needs no map.
+	if last := len(n.first) - 1; last >= 0 && slices.Equal(n.keys[n.first[last]:begin], n.keys[begin:]) {
+		n.keys = n.keys[:begin]
+		return last
+	}
+	for _, name := range n.keys[begin:] {
+		n.key = binary.LittleEndian.AppendUint32(n.key, name)
+	}
 	if list, ok := n.lists[string(n.key)]; ok {
+		n.keys = n.keys[:begin]
 		return list
 	}
-	list := len(n.lists)
+	if n.lists == nil {
+		n.lists = make(map[string]int)
+	}
+	list := len(n.first)
 	n.lists[string(n.key)] = list
-	for i := 0; i < len(n.key); i += 4 {
-		n.builder.withhold(binary.LittleEndian.Uint32(n.key[i:]))
+	n.first = append(n.first, begin)
+	for _, name := range n.keys[begin:] {
+		n.builder.withhold(name)
 	}
 	n.builder.EndRow()
 	return list
@@ -77,7 +87,124 @@ func (n *NameLists) list(g Group, r int) int {
 
 // Of is the group, in the frame that was made, that stands for a row of f, by the
 // row's number in f.
-func (n *NameLists) Of(row int) int { return n.byRow[row] }
+func (n *NameLists) Of(row int) int {
+	g := n.of.GroupOf(row)
+	if list := n.byGroup[g]; list >= 0 {
+		return list
+	}
+	return n.byRow[row]
+}
+
+// Lift makes of c, a reply to the frame that was made last, the one to f that says the
+// same of its rows. Like c it is a view of f and of the reply's bytes; c itself is not
+// needed any more.
+func (n *NameLists) Lift(c, out *Changes) {
+	f := n.of
+	out.reset(f)
+	out.symbols = c.symbols
+	for i := range f.Groups() {
+		if list := n.byGroup[i]; list < 0 {
+			n.liftRows(c, out, i)
+		} else if from := &c.groups[list]; from.changed {
+			to := &out.groups[i]
+			to.changed, to.none, to.begin = true, from.none, len(out.columns)
+			places := n.places(f.Group(i), list)
+			for _, col := range c.columns[from.begin:from.limit] {
+				out.columns = append(out.columns, col.lifted(c, out, places))
+			}
+			to.limit = len(out.columns)
+		}
+	}
+}
+
+// lifted is the column for a group that has the columns of the list at places.
+func (col changedColumn) lifted(c, out *Changes, places []uint32) changedColumn {
+	symbol := func(id uint32) uint32 {
+		if id >= c.base {
+			return id - c.base + out.base
+		}
+		return id
+	}
+	col.name = symbol(col.name)
+	switch col.source {
+	case FromInput:
+		col.arg = places[col.arg]
+	case FromConstant:
+		col.arg = symbol(col.arg)
+	}
+	return col
+}
+
+// places are the columns of a group that a list of names has.
+func (n *NameLists) places(g Group, list int) []uint32 {
+	n.at = n.at[:0]
+	keys := n.keys[n.first[list]:]
+	if list+1 < len(n.first) {
+		keys = n.keys[n.first[list]:n.first[list+1]]
+	}
+	for c := 0; c < g.Columns() && len(n.at) < len(keys); c++ {
+		if g.cols[3*c] == keys[len(n.at)] {
+			n.at = append(n.at, uint32(c))
+		}
+	}
+	return n.at
+}
+
+// liftRows makes the reply to a group whose rows have several lists of names.
+func (n *NameLists) liftRows(c, out *Changes, i int) {
+	g := n.of.Group(i)
+	lists := n.byRow[g.First() : g.First()+g.Rows()]
+	changed, drops := false, 0
+	for _, list := range lists {
+		changed = changed || c.groups[list].changed
+		if c.groups[list].none {
+			drops++
+		}
+	}
+	if !changed {
+		return
+	}
+	to := &out.groups[i]
+	to.changed, to.begin = true, len(out.columns)
+	if to.none = drops == len(lists); !to.none && drops > 0 {
+		to.keep = make([]uint32, (len(lists)+31)/32)
+	}
+	var columns []changedColumn
+	byName := map[string]int{}
+	set := func(r int, name, value uint32) {
+		at, ok := byName[out.Symbol(name)]
+		if !ok {
+			at = len(columns)
+			byName[out.Symbol(name)] = at
+			columns = append(columns, changedColumn{name: name, source: FromRefs, refs: make([]uint32, len(lists))})
+		}
+		columns[at].refs[r] = value
+	}
+	for r, list := range lists {
+		from := &c.groups[list]
+		if to.keep != nil && !from.none {
+			to.keep[r/32] |= 1 << (r % 32)
+		}
+		places := n.places(g, list)
+		if !from.changed {
+			for _, p := range places {
+				set(r, g.cols[3*p], g.Column(int(p)).Ref(r))
+			}
+			continue
+		}
+		for _, col := range c.columns[from.begin:from.limit] {
+			switch col = col.lifted(c, out, places); col.source {
+			case FromInput:
+				set(r, col.name, g.Column(int(col.arg)).Ref(r))
+			case FromConstant:
+				set(r, col.name, col.arg)
+			}
+		}
+	}
+	slices.SortFunc(columns, func(x, y changedColumn) int { return cmp.Compare(out.Symbol(x.name), out.Symbol(y.name)) })
+	out.columns = append(out.columns, columns...)
+	to.limit = len(out.columns)
+}
 
 // ColumnValues makes the frame of tier columns: each distinct value of some labels of
 // another frame once. It keeps its memory from one frame to the next.
