@@ -28,7 +28,7 @@ race: ## The same with the race detector, which takes longer.
 
 .PHONY: integration
 integration: build ## Tests against real servers; .ci/run installs those (Debian packages).
-	$(GO) test -tags integration -run 'Integration|Real' -count=1 ./backends/... ./bins/...
+	$(GO) test -tags integration -run 'Integration|Real' -count=1 ./backends/... ./plugins/... ./bins/...
 
 .PHONY: build
 build: ## Build bin/promweave.
