@@ -1,0 +1,184 @@
+// Copyright The Promweave Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// A store backend for Promweave as a service: it makes up temperature and humidity of rooms. Replace class
+// Store by your store.
+
+import { randomBytes } from "node:crypto";
+import { once } from "node:events";
+import { readFileSync } from "node:fs";
+import { setImmediate } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
+import { parseArgs } from "node:util";
+import * as grpc from "@grpc/grpc-js";
+import { loadSync } from "@grpc/proto-loader";
+import { compareLabels, compareText, compileMatchers, failure, labelSet, type Label, type Matcher } from "./selection.js";
+
+type Range = { min_time: string; max_time: string; matchers: Matcher[] };
+type SeriesCall = Range & { instance: string; skip_chunks: boolean; limit: string };
+type LabelsCall = Range & { instance: string; name: string; without_replica_labels: string[]; limit: string };
+type Series = { labels: Label[]; value: (time: number) => number };
+
+const pieceSamples = 2_000; // in one message: a series may come in pieces (rule S-2)
+const mostSamples = 5_000_000; // in one answer
+const idleTime = 3_600_000; // ms until an instance that nobody calls may be released
+
+/** Store is one configured instance. */
+class Store {
+  used = Date.now();
+  readonly external: Label[];
+  private readonly series: Series[] = [];
+  private readonly since: number;
+  private readonly step: number;
+
+  /** An error names the key that is wrong. */
+  constructor(config: Record<string, unknown>) {
+    const wrong = (key: string, want: string) => failure(grpc.status.INVALID_ARGUMENT, `${key}: ${want}`);
+    const { rooms = ["north", "south"], labels = {}, since = 0, step_seconds = 15, ...rest } = config;
+    for (const key in rest) throw wrong(key, "unknown key; there are rooms, labels, since, step_seconds");
+    const texts = (x: unknown): x is string[] => Array.isArray(x) && x.every((v) => typeof v === "string" && v !== "");
+    if (!texts(rooms) || new Set(rooms).size !== rooms.length) throw wrong("rooms", "want a list of names, each once");
+    if (typeof labels !== "object" || !labels || !texts(Object.values(labels))) throw wrong("labels", "want names with values");
+    if ("room" in labels || "__name__" in labels) throw wrong("labels", "room and __name__ are taken");
+    if (!Number.isSafeInteger(since)) throw wrong("since", "want milliseconds since 1970");
+    if (!Number.isInteger(step_seconds) || (step_seconds as number) < 1) throw wrong("step_seconds", "want a whole number above 0");
+    this.since = since as number;
+    this.step = (step_seconds as number) * 1000;
+    this.external = labelSet(labels as Record<string, string>);
+    rooms.forEach((room, i) => {
+      const wave = (time: number) => Math.sin((2 * Math.PI * time) / 86_400_000 + i);
+      const add = (metric: string, value: Series["value"]) =>
+        this.series.push({ labels: labelSet({ __name__: metric, room, ...(labels as Record<string, string>) }), value });
+      add("room_temperature_celsius", (time) => 20 + 3 * wave(time));
+      add("room_humidity_ratio", (time) => 0.5 - 0.1 * wave(time));
+    });
+    this.series.sort((a, b) => compareLabels(a.labels, b.labels));
+  }
+
+  info() {
+    const label_sets = this.external.length > 0 ? [{ labels: this.external }] : []; // none: cannot say
+    return { label_sets, has_time_range: true, min_time: this.since, max_time: "9223372036854775807", capabilities };
+  }
+
+  /** The series that match and have samples in the range, in order, and the times of those. */
+  select(range: Range): { series: Series[]; first: number; last: number } {
+    const matches = compileMatchers(range.matchers);
+    // Bounds reach as far as 64 bits do; as numbers they are inexact only far beyond our data.
+    const first = Math.ceil(Math.max(Number(range.min_time), this.since) / this.step) * this.step;
+    const last = Math.floor(Math.min(Number(range.max_time), Date.now()) / this.step) * this.step;
+    return { series: first <= last ? this.series.filter((s) => matches(s.labels)) : [], first, last };
+  }
+
+  /** Yields messages of type SeriesBatch. */
+  *batches(call: SeriesCall) {
+    const { series, first, last } = this.select(call);
+    const limit = Number(call.limit) || series.length;
+    const each = (last - first) / this.step + 1;
+    if (!call.skip_chunks && each * Math.min(limit, series.length) > mostSamples)
+      throw failure(grpc.status.RESOURCE_EXHAUSTED, `more than ${mostSamples} samples: ask for less, or for a shorter time`);
+    for (const s of series.slice(0, limit)) {
+      if (call.skip_chunks) yield { series: [{ labels: s.labels }] };
+      for (let from = first; from <= last && !call.skip_chunks; from += pieceSamples * this.step) {
+        const samples = [];
+        for (let time = from; time <= last && samples.length < pieceSamples; time += this.step)
+          samples.push({ time, value: s.value(time) });
+        yield { series: [{ labels: s.labels, samples }] };
+      }
+    }
+  }
+
+  /** Label names, or with a name the values of that label. */
+  labels(call: LabelsCall) {
+    const found = this.select(call).series.flatMap((s) => s.labels.filter((l) => !call.without_replica_labels.includes(l.name)));
+    const values = call.name === "" ? found.map((l) => l.name) : found.filter((l) => l.name === call.name).map((l) => l.value);
+    const sorted = [...new Set(values)].sort(compareText);
+    return { values: sorted.slice(0, Number(call.limit) || sorted.length) };
+  }
+}
+
+// Claimed is what always holds; the host does the rest.
+const capabilities = { series_limit: true, bounded_labels: true, completeness: true };
+
+const instances = new Map<string, Store>();
+
+function store(id: string): Store {
+  const s = instances.get(id);
+  if (!s) throw failure(grpc.status.NOT_FOUND, `instance ${id} is not configured here: call Configure`);
+  s.used = Date.now();
+  return s;
+}
+
+function configure(request: { name: string; config: Buffer }) {
+  for (const [id, s] of instances) if (Date.now() - s.used > idleTime) instances.delete(id);
+  const s = new Store(JSON.parse(request.config.toString() || "{}")); // a host sends nothing but JSON objects
+  // Random, so that an id of an earlier life of this service is nobody's; a text, as numbers have 53 bits.
+  const id = (randomBytes(8).readBigUInt64LE() | 1n).toString();
+  instances.set(id, s);
+  return { instance: id, capabilities };
+}
+
+/** A call with one reply. */
+const unary = (answer: (request: any) => object) => (call: { request: unknown }, callback: grpc.sendUnaryData<object>) => {
+  try {
+    callback(null, answer(call.request));
+  } catch (err) {
+    callback(err as grpc.ServiceError);
+  }
+};
+
+async function series(call: grpc.ServerWritableStream<SeriesCall, object>) {
+  try {
+    const gone = new AbortController();
+    call.on("cancelled", () => gone.abort());
+    for (const batch of store(call.request.instance).batches(call.request)) {
+      // When the reader is slow we wait, and otherwise let other calls have their turn.
+      if (!call.write(batch)) await once(call, "drain", { signal: gone.signal });
+      await setImmediate();
+      if (call.cancelled) return;
+    }
+    call.end();
+  } catch (err) {
+    if (!call.cancelled) call.emit("error", err);
+  }
+}
+
+const service = {
+  Describe: unary(() => ({ name: "backend-typescript", version: "1.0.0", kind: "KIND_BACKEND", summary: "Rooms that are made up." })),
+  Configure: unary(configure),
+  Release: unary((r) => (instances.delete(r.instance), {})),
+  Health: unary(() => ({})),
+  Info: unary((r) => store(r.instance).info()),
+  Series: series,
+  LabelNames: unary((r: LabelsCall) => store(r.instance).labels(r)),
+  LabelValues: unary((r: LabelsCall) => {
+    if (r.name === "") throw failure(grpc.status.INVALID_ARGUMENT, "name: is missing: of which label?");
+    return store(r.instance).labels(r);
+  }),
+};
+
+const { values: flags } = parseArgs({
+  options: {
+    listen: { type: "string", default: "127.0.0.1:9096" },
+    proto: { type: "string", default: fileURLToPath(new URL("../../../pluginpb/plugin.proto", import.meta.url)) },
+    "tls-cert": { type: "string" },
+    "tls-key": { type: "string" },
+    "client-ca": { type: "string" },
+  },
+});
+
+const loaded = grpc.loadPackageDefinition(loadSync(flags.proto, { keepCase: true, longs: String, enums: Number, defaults: true })) as any;
+const server = new grpc.Server();
+// Calls that are not here, those of filters, are answered with UNIMPLEMENTED.
+server.addService(loaded.promweave.plugin.v1.Plugin.service, service as unknown as grpc.UntypedServiceImplementation);
+
+const { "tls-cert": cert, "tls-key": key, "client-ca": ca } = flags;
+if (!cert !== !key || (ca && !cert)) throw new Error("--tls-cert and --tls-key belong together, and --client-ca needs them");
+const pairs = cert && key ? [{ cert_chain: readFileSync(cert), private_key: readFileSync(key) }] : [];
+const credentials = pairs.length
+  ? grpc.ServerCredentials.createSsl(ca ? readFileSync(ca) : null, pairs, ca !== undefined)
+  : grpc.ServerCredentials.createInsecure();
+server.bindAsync(flags.listen, credentials, (err, port) => {
+  if (err) throw err;
+  console.log(`listening on ${flags.listen.replace(/:\d+$/, "")}:${port}`);
+});
+for (const signal of ["SIGTERM", "SIGINT"]) process.on(signal, () => server.tryShutdown(() => process.exit(0)));
