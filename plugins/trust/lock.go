@@ -216,7 +216,7 @@ func (v *Verifier) Verify(path, sha256 string) (signer string, err error) {
 		return "", fmt.Errorf("%s%s is the signature of a file with digest %s, and %s is to be run: was one of them replaced without the other?", path, SignatureSuffix, s.SHA256, sha256)
 	}
 	if err := s.By(v.Roots, time.Time{}); err != nil {
-		return "", fmt.Errorf("%s %w to plugins.root_keys", path, err)
+		return "", fmt.Errorf("%s %w (plugins.root_keys)", path, err)
 	}
 	return s.Signer, nil
 }

@@ -339,7 +339,7 @@ func ParseSignature(data []byte) (*Signed, error) {
 // one that was lost could have been used since, under any date.
 func (s *Signed) By(roots []ed25519.PublicKey, now time.Time) error {
 	if !slices.ContainsFunc(roots, func(r ed25519.PublicKey) bool { return r.Equal(s.Root) }) {
-		return fmt.Errorf("is signed by key %s under the root key %s, which is none of those that are trusted; if you trust it, add it", s.Signer, FormatKey(s.Root))
+		return fmt.Errorf("is signed by key %s under the root key %s, which is none of those that are trusted here: ask its maker for their root key, and if it is this one add it", s.Signer, FormatKey(s.Root))
 	}
 	if !now.IsZero() && now.After(s.NotAfter) {
 		return fmt.Errorf("is signed by key %s, which ended on %s: ask its maker to sign it anew", s.Signer, s.NotAfter.Format(time.RFC3339))

@@ -4,12 +4,15 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -17,6 +20,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/promweave/promweave/bins/promweave/internal/config"
+	"github.com/promweave/promweave/bins/promweave/internal/workbench"
 )
 
 func TestMain(m *testing.M) {
@@ -52,9 +56,21 @@ func TestScripts(t *testing.T) {
 			env.Setenv("PROMWEAVE_SERVER", srv.URL)
 			env.Setenv("CONFIGS", mustAbs("../../../../configs"))
 			env.Setenv("COLUMNS", "60")
+			env.Setenv("CHECKOUT", mustAbs("../../../.."))
+			// Projects in Go are built by what is there, as this was.
+			for _, name := range []string{"GOCACHE", "GOMODCACHE", "GOPATH"} {
+				out, err := exec.Command("go", "env", name).Output()
+				if err != nil {
+					return err
+				}
+				env.Setenv(name, strings.TrimSpace(string(out)))
+			}
+			env.Setenv("GOPROXY", "off")
+			env.Setenv("GOFLAGS", "")
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exit": exit},
+		Cmds:      map[string]func(*testscript.TestScript, bool, []string){"exit": exit, "flip": flip},
+		Condition: compiler,
 	})
 }
 
@@ -71,6 +87,32 @@ func exit(ts *testscript.TestScript, neg bool, args []string) {
 	if got != args[0] {
 		ts.Fatalf("exit code %s, want %s", got, args[0])
 	}
+}
+
+// flip changes one byte of a file: flip FILE OFFSET, from its end if that is negative.
+func flip(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: flip FILE OFFSET")
+	}
+	name := ts.MkAbs(args[0])
+	data, err := os.ReadFile(name)
+	ts.Check(err)
+	at, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	if at < 0 {
+		at += len(data)
+	}
+	data[at] ^= 1
+	ts.Check(os.WriteFile(name, data, 0o666))
+}
+
+// compiler is the condition [compiler:LANGUAGE]: whether a language can be built here.
+func compiler(cond string) (bool, error) {
+	language, ok := strings.CutPrefix(cond, "compiler:")
+	if !ok {
+		return false, fmt.Errorf("unknown condition %q", cond)
+	}
+	return workbench.Available(context.Background(), language) == nil, nil
 }
 
 func mustAbs(path string) string {
