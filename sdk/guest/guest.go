@@ -10,7 +10,7 @@
 //
 // and is built with
 //
-//	GOOS=wasip1 GOARCH=wasm go build -buildmode=c-shared -ldflags="-s -w" -o filter.wasm .
+//	GOOS=wasip1 GOARCH=wasm go build -trimpath -buildmode=c-shared -ldflags="-s -w" -o filter.wasm .
 //
 // Everything here compiles for every platform, so that the same source is compiled
 // in or built as a process; only a WASM module exports anything.

@@ -61,7 +61,7 @@ func run(dir string, env []string, name string, args ...string) error {
 
 func buildGo(dir, source string) ([]byte, error) {
 	to := filepath.Join(dir, "filter.wasm")
-	err := run(".", []string{"GOOS=wasip1", "GOARCH=wasm", "GOFLAGS="}, "go", "build", "-buildmode=c-shared", "-ldflags=-s -w", "-o", to, source)
+	err := run(".", []string{"GOOS=wasip1", "GOARCH=wasm", "GOFLAGS="}, "go", "build", "-trimpath", "-buildmode=c-shared", "-ldflags=-s -w", "-o", to, source)
 	if err != nil {
 		return nil, err
 	}
@@ -155,9 +155,14 @@ func buildRust(dir, source string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	// What a panic logs names files by where they are in the SDK, not on this machine.
+	root, err := filepath.Abs("../rust")
+	if err != nil {
+		return nil, err
+	}
 	lib, to := filepath.Join(dir, "libpromweave.rlib"), filepath.Join(dir, "filter.wasm")
 	options := []string{"--edition", "2021", "--target", "wasm32-unknown-unknown", "-C", "opt-level=s", "-C", "panic=abort",
-		"-C", "target-feature=+bulk-memory"}
+		"-C", "target-feature=+bulk-memory", "--remap-path-prefix", root + "=promweave"}
 	if err := run(".", c.env, c.path, slices.Concat(options, []string{"-D", "warnings", "--crate-type", "rlib", "--crate-name", "promweave",
 		"../rust/src/lib.rs", "-o", lib})...); err != nil {
 		return nil, err
