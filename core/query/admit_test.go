@@ -209,6 +209,26 @@ func TestGateThatHangs(t *testing.T) {
 	})
 }
 
+// TestGrantedTimesOfExemplars: backends may return more than they were asked for.
+func TestGrantedTimesOfExemplars(t *testing.T) {
+	h := estate(alice, "mine", 1, 0)
+	early := &storepb.Exemplar{Labels: pairs("trace", "early"), Ts: h.exemplars[0].Exemplars[0].Ts - 1000}
+	h.exemplars[0].Exemplars = append(h.exemplars[0].Exemplars, early)
+	g := access.Everything()
+	g.MinTime = early.Ts + 1
+	s, _ := serve(t, query.Config{Gate: gateFunc(func(context.Context, *access.Ask) (*access.Grant, error) { return g, nil })}, spec("a", h))
+	res, err := s.Exemplars(t.Context(), "up", time.Unix(0, 0), time.Now(), s.DefaultOptions())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(res.Exemplars) != 1 || len(res.Exemplars[0].Exemplars) != 1 || res.Exemplars[0].Exemplars[0].Ts <= early.Ts {
+		t.Errorf("%v", res.Exemplars)
+	}
+	if len(h.exemplars[0].Exemplars) != 2 {
+		t.Error("the backend's own exemplars were changed")
+	}
+}
+
 // TestGrantedTimesAndLimits: by the engines nothing is seen outside of the times
 // that are granted, and no more is read than that.
 func TestGrantedTimesAndLimits(t *testing.T) {
@@ -281,5 +301,32 @@ func TestGrantedTimesAndLimits(t *testing.T) {
 	g.MinTime, g.MaxTime = at(10).UnixMilli(), at(20).UnixMilli()
 	if i, err := s.Proxy().Info(t.Context()); err != nil || i.MinTime != g.MinTime || i.MaxTime != g.MaxTime {
 		t.Errorf("%+v %v", i, err)
+	}
+}
+
+// TestMetadataOfOthers: that somebody has a metric of the same name is no reason to
+// show what others say of theirs.
+func TestMetadataOfOthers(t *testing.T) {
+	mine, theirs := estate(alice, "mine", 1, 0), estate("b", "SECRET", 1, 0)
+	mine.metas = map[string][]*storepb.Meta{"up": {{Help: "mine"}}}
+	theirs.metas = map[string][]*storepb.Meta{"up": {{Help: "SECRET"}}}
+	s, _ := serve(t, query.Config{Gate: &doorman{}}, spec("mine", mine), spec("theirs", theirs))
+	res, err := s.Metadata(access.WithCaller(t.Context(), &access.Caller{Subject: alice}), "up", -1, s.DefaultOptions())
+	if err != nil || len(res.Metadata["up"]) != 1 || res.Metadata["up"][0].Help != "mine" {
+		t.Errorf("%v %v", res, err)
+	}
+}
+
+// TestStoresWithoutWords: why a store fails is for operators.
+func TestStoresWithoutWords(t *testing.T) {
+	b := estate(alice, "mine", 1, 0)
+	s, set := serve(t, query.Config{Gate: &doorman{}}, spec("mine", b))
+	b.infoError = errors.New("SECRET")
+	set.Refresh(t.Context())
+	for who, want := range map[string]string{alice: "the log of the server has the details", "reader": "the log of the server has the details", "operator": "SECRET"} {
+		got, err := s.Stores(access.WithCaller(t.Context(), &access.Caller{Subject: who}))
+		if err != nil || len(got) != 1 || got[0].LastError != want {
+			t.Errorf("%s: %+v %v", who, got, err)
+		}
 	}
 }

@@ -482,7 +482,16 @@ func TestTenancyCannotBeEscaped(t *testing.T) {
 		return path
 	}
 	told, mine := 0, 0
-	for _, path := range attempts() {
+	all := attempts()
+	if raceEnabled {
+		// A sample: the paths are the same code, and that is slow then.
+		few := all[:0]
+		for i := 0; i < len(all); i += 11 {
+			few = append(few, all[i])
+		}
+		all = few
+	}
+	for _, path := range all {
 		path = at(path)
 		if _, all := w1.get("operator", http.MethodGet, path, nil); secret.MatchString(all) {
 			told++
@@ -507,7 +516,7 @@ func TestTenancyCannotBeEscaped(t *testing.T) {
 		}
 	}
 	// Without this, answers without anything in them would pass.
-	if n := len(attempts()); told < n*8/10 || mine < n {
+	if n := len(all); told < n*8/10 || mine < n {
 		t.Errorf("of %d attempts the operator sees the secret in %d, and tenants their own in %d answers", n, told, mine)
 	}
 }
