@@ -188,7 +188,7 @@ and takes the place of the one before; when that fails, the one before stays.`,
 			if err != nil {
 				return err
 			}
-			dir, err := os.MkdirTemp("", "pw-")
+			dir, err := workbench.TempDir()
 			if err != nil {
 				return failed(err)
 			}

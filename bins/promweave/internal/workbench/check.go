@@ -20,6 +20,7 @@ import (
 	"github.com/promweave/promweave/plugins/filtering"
 	"github.com/promweave/promweave/plugins/trust"
 	"github.com/promweave/promweave/sdk/backend"
+	"github.com/promweave/promweave/sdk/backend/shaping"
 	"github.com/promweave/promweave/sdk/filter"
 	"github.com/promweave/promweave/sdk/frame"
 )
@@ -191,12 +192,15 @@ type listed struct {
 
 func (s *listed) Info(context.Context) (backend.Info, error) { return backend.AllTime(), nil }
 
-func (s *listed) Series(context.Context, *backend.SeriesRequest) iter.Seq2[*backend.Batch, error] {
+func (s *listed) Series(_ context.Context, req *backend.SeriesRequest) iter.Seq2[*backend.Batch, error] {
 	return func(yield func(*backend.Batch, error) bool) {
 		for part := range slices.Chunk(s.sets, s.size) {
 			b := backend.NewBatch(len(part))
 			for _, ls := range part {
-				b.Append(backend.Series{Labels: ls})
+				// A filter's select hook may ask for matchers.
+				if shaping.Matches(ls, req.Matchers) {
+					b.Append(backend.Series{Labels: ls})
+				}
 			}
 			if !yield(b, nil) {
 				return

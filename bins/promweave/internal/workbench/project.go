@@ -99,6 +99,20 @@ func (p *Project) Spec() (registry.Spec, error) {
 	return s, nil
 }
 
+// TempDir makes a directory for this user alone whose path is short enough for sockets,
+// which is not so of every TMPDIR.
+func TempDir() (string, error) {
+	const longest = 40
+	parent := ""
+	if len(os.TempDir()) > longest {
+		parent = "/tmp"
+		if _, err := os.Stat(parent); err != nil {
+			parent = ""
+		}
+	}
+	return os.MkdirTemp(parent, "pw-")
+}
+
 // Opened is a plug-in that is open.
 type Opened struct {
 	Filter  *registry.Filter
@@ -115,8 +129,7 @@ func (p *Project) Open(ctx context.Context, log *slog.Logger) (*Opened, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Short: the path of a socket may not have many characters.
-	dir, err := os.MkdirTemp("", "pw-")
+	dir, err := TempDir()
 	if err != nil {
 		return nil, err
 	}
