@@ -142,6 +142,10 @@ func open(ctx context.Context, cfg Config, log *slog.Logger, reg prometheus.Regi
 	if p.file, err = pinned.NewFile(cfg.Path, cfg.SHA256, dir); err != nil {
 		return nil, err
 	}
+	// What is wrong with the file is no fault of the plug-in, and does not pass.
+	if _, err = p.file.Ready(); err != nil {
+		return nil, err
+	}
 	p.tally.Set(func(s *carrier.Status) { s.SHA256 = p.file.Sum })
 	p.host = remote.New(remote.Config{Name: cfg.Name, CallTime: cfg.CallTime, RetryTime: cfg.RetryTime, Tally: p.tally, Logger: p.log})
 	if reg != nil {
@@ -159,7 +163,8 @@ func open(ctx context.Context, cfg Config, log *slog.Logger, reg prometheus.Regi
 	})
 	if err != nil {
 		p.host.Close()
-		return nil, errors.New(detail(err))
+		// It may start another time: what is wrong with the file itself was found before.
+		return nil, &backend.Error{Kind: backend.ErrUnavailable, Text: detail(err), Err: carrier.ErrFault}
 	}
 	return p, nil
 }

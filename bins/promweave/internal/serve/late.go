@@ -8,19 +8,23 @@ import (
 	"iter"
 	"sync"
 
+	"github.com/prometheus/prometheus/model/labels"
+
 	"github.com/promweave/promweave/backends/tsdb"
 	"github.com/promweave/promweave/sdk/backend"
 	"github.com/promweave/promweave/sdk/storepb"
 )
 
-// late is a read-only TSDB whose directory could not be opened, because it is not
-// mounted yet, say. It is expected and unhealthy, and every Info tries again; once
-// it is open, it is that TSDB.
+// late is a backend that could not be opened yet: a read-only TSDB whose directory is
+// not mounted, a plug-in that does not start. It is expected and unhealthy, and every
+// Info tries again; once it is open, it is that backend.
 type late struct {
-	open func() (*tsdb.Backend, error)
+	// open returns the backend and what ends it.
+	open func() (backend.Backend, func() error, error)
 
 	mu     sync.Mutex
-	b      *tsdb.Backend
+	b      backend.Backend
+	end    func() error
 	err    error         // of the last try
 	trying chan struct{} // closed at the end of the try that runs; nil if none does
 	closed bool
@@ -29,11 +33,15 @@ type late struct {
 var (
 	_ backend.Backend           = (*late)(nil)
 	_ backend.Closer            = (*late)(nil)
+	_ backend.ExemplarsBackend  = (*late)(nil)
+	_ backend.MetadataBackend   = (*late)(nil)
+	_ backend.RulesBackend      = (*late)(nil)
+	_ backend.TargetsBackend    = (*late)(nil)
 	_ backend.StatisticsBackend = (*late)(nil)
 )
 
-// Info tries to open the directory. A try takes as long as it takes to read the
-// log in it; one that outlasts ctx goes on, and a later Info finds what it opened.
+// Info tries to open the backend. A try takes as long as it takes to read a log, or
+// to start a program; one that outlasts ctx goes on, and a later Info finds what it opened.
 func (l *late) Info(ctx context.Context) (backend.Info, error) {
 	l.mu.Lock()
 	if l.b == nil && !l.closed && l.trying == nil {
@@ -46,7 +54,7 @@ func (l *late) Info(ctx context.Context) (backend.Info, error) {
 		select {
 		case <-trying:
 		case <-ctx.Done():
-			return backend.Info{}, backend.Errorf(backend.ErrUnavailable, "the directory is still being opened: %w", context.Cause(ctx))
+			return backend.Info{}, backend.Errorf(backend.ErrUnavailable, "it is still being opened: %w", context.Cause(ctx))
 		}
 	}
 	b, err := l.now()
@@ -57,22 +65,22 @@ func (l *late) Info(ctx context.Context) (backend.Info, error) {
 }
 
 func (l *late) try(done chan struct{}) {
-	b, err := l.open()
+	b, end, err := l.open()
 	l.mu.Lock()
 	closed := l.closed
-	if !closed {
-		l.b, l.err = b, err
+	if !closed && err == nil {
+		l.b, l.end = b, end
 	}
-	l.trying = nil
+	l.err, l.trying = err, nil
 	l.mu.Unlock()
-	if closed && b != nil {
-		_ = b.Close() // nobody has ever used it
+	if closed && err == nil {
+		_ = end() // nobody has ever used it
 	}
 	close(done)
 }
 
-// now is the open TSDB, or why there is none.
-func (l *late) now() (*tsdb.Backend, error) {
+// now is the open backend, or why there is none.
+func (l *late) now() (backend.Backend, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
@@ -81,12 +89,12 @@ func (l *late) now() (*tsdb.Backend, error) {
 	case l.closed:
 		return nil, backend.Errorf(backend.ErrUnavailable, "the backend was closed")
 	case l.err == nil:
-		return nil, backend.Errorf(backend.ErrUnavailable, "the directory is not open yet")
+		return nil, backend.Errorf(backend.ErrUnavailable, "it is not open yet")
 	}
 	return nil, backend.Errorf(backend.ErrUnavailable, "%w", l.err)
 }
 
-// Series asks the TSDB.
+// Series asks the backend.
 func (l *late) Series(ctx context.Context, r *backend.SeriesRequest) iter.Seq2[*backend.Batch, error] {
 	b, err := l.now()
 	if err != nil {
@@ -95,7 +103,7 @@ func (l *late) Series(ctx context.Context, r *backend.SeriesRequest) iter.Seq2[*
 	return b.Series(ctx, r)
 }
 
-// LabelNames asks the TSDB.
+// LabelNames asks the backend.
 func (l *late) LabelNames(ctx context.Context, r *backend.LabelNamesRequest) (*backend.Labels, error) {
 	b, err := l.now()
 	if err != nil {
@@ -104,7 +112,7 @@ func (l *late) LabelNames(ctx context.Context, r *backend.LabelNamesRequest) (*b
 	return b.LabelNames(ctx, r)
 }
 
-// LabelValues asks the TSDB.
+// LabelValues asks the backend.
 func (l *late) LabelValues(ctx context.Context, r *backend.LabelValuesRequest) (*backend.Labels, error) {
 	b, err := l.now()
 	if err != nil {
@@ -113,27 +121,77 @@ func (l *late) LabelValues(ctx context.Context, r *backend.LabelValuesRequest) (
 	return b.LabelValues(ctx, r)
 }
 
-// Statistics asks the TSDB. It is all that one which is only read offers beside
-// the four calls of every backend.
+// Exemplars asks the backend.
+func (l *late) Exemplars(ctx context.Context, selectors [][]*labels.Matcher, minTime, maxTime int64) ([]*storepb.ExemplarData, []backend.Notice, error) {
+	b, err := offered[backend.ExemplarsBackend](l, "exemplars")
+	if err != nil {
+		return nil, nil, err
+	}
+	return b.Exemplars(ctx, selectors, minTime, maxTime)
+}
+
+// MetricMetadata asks the backend.
+func (l *late) MetricMetadata(ctx context.Context, metric string, limit int) (map[string][]*storepb.Meta, []backend.Notice, error) {
+	b, err := offered[backend.MetadataBackend](l, "metadata")
+	if err != nil {
+		return nil, nil, err
+	}
+	return b.MetricMetadata(ctx, metric, limit)
+}
+
+// Rules asks the backend.
+func (l *late) Rules(ctx context.Context, r *storepb.RulesRequest) ([]*storepb.RuleGroup, []backend.Notice, error) {
+	b, err := offered[backend.RulesBackend](l, "rules")
+	if err != nil {
+		return nil, nil, err
+	}
+	return b.Rules(ctx, r)
+}
+
+// Targets asks the backend.
+func (l *late) Targets(ctx context.Context, state storepb.TargetsRequest_State) (*storepb.TargetDiscovery, []backend.Notice, error) {
+	b, err := offered[backend.TargetsBackend](l, "targets")
+	if err != nil {
+		return nil, nil, err
+	}
+	return b.Targets(ctx, state)
+}
+
+// Statistics asks the backend.
 func (l *late) Statistics(ctx context.Context, limit int) (*storepb.TSDBStatisticsEntry, []backend.Notice, error) {
-	b, err := l.now()
+	b, err := offered[backend.StatisticsBackend](l, "statistics")
 	if err != nil {
 		return nil, nil, err
 	}
 	return b.Statistics(ctx, limit)
 }
 
-// Close closes the TSDB if it is open. A try that still runs cannot be stopped: it
+// offered is the open backend as one of the optional interfaces. What it does not
+// claim in Info nobody asks for.
+func offered[T any](l *late, what string) (T, error) {
+	var none T
+	b, err := l.now()
+	if err != nil {
+		return none, err
+	}
+	x, ok := b.(T)
+	if !ok {
+		return none, backend.Errorf(backend.ErrUnsupported, "%s are not supported", what)
+	}
+	return x, nil
+}
+
+// Close closes the backend if it is open. A try that still runs cannot be stopped: it
 // closes what it opens.
 func (l *late) Close() error {
 	l.mu.Lock()
-	b := l.b
-	l.b, l.closed = nil, true
+	end := l.end
+	l.b, l.end, l.closed = nil, nil, true
 	l.mu.Unlock()
-	if b == nil {
+	if end == nil {
 		return nil
 	}
-	return b.Close()
+	return end()
 }
 
 // openReadOnly opens a TSDB that is only read. One that is required must be there;
@@ -146,5 +204,11 @@ func openReadOnly(required bool, open func() (*tsdb.Backend, error)) (backend.Ba
 	case required:
 		return nil, err
 	}
-	return &late{open: open, err: err}, nil
+	return &late{err: err, open: func() (backend.Backend, func() error, error) {
+		b, err := open()
+		if err != nil {
+			return nil, nil, err
+		}
+		return b, b.Close, nil
+	}}, nil
 }

@@ -5,6 +5,8 @@ package serve
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"io"
 	"os"
@@ -131,12 +133,12 @@ func TestLateIsSlow(t *testing.T) {
 	for _, closeFirst := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			tries, opened := 0, (*tsdb.Backend)(nil)
-			l := &late{err: os.ErrNotExist, open: func() (*tsdb.Backend, error) {
+			l := &late{err: os.ErrNotExist, open: func() (backend.Backend, func() error, error) {
 				tries++
 				time.Sleep(time.Minute)
 				var err error
 				opened, err = tsdb.Open(tsdb.Config{Path: dir}, nil, nil)
-				return opened, err
+				return opened, opened.Close, err
 			}}
 			for range 3 {
 				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
@@ -163,5 +165,54 @@ func TestLateIsSlow(t *testing.T) {
 				t.Error("what was opened is open at the end")
 			}
 		})
+	}
+}
+
+// TestPluginThatDoesNotStart: a backend that is not required and whose program ends at
+// once is expected, and told of; one that is required, or a file that is not what it
+// should be, stops the start.
+func TestPluginThatDoesNotStart(t *testing.T) {
+	dir, err := os.MkdirTemp("", "pw") // sockets have short paths
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	program := filepath.Join(dir, "ends")
+	if err := os.WriteFile(program, []byte("#!/bin/sh\necho out of disk >&2\nexit 3\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(data)
+	p := &config.Plugin{Launch: config.LaunchSpawn, Path: program, SHA256: hex.EncodeToString(sum[:])}
+	cfg := testConfig(t)
+	cfg.Plugins.Dir = filepath.Join(dir, "p")
+	cfg.Backends = append(cfg.Backends, config.Backend{Name: "acme", Plugin: p})
+	s := start(t, Options{Load: func() (config.Config, error) { return cfg, nil }}, "http", plainClient())
+	s.eventually("/api/v1/stores", "status 3")
+	s.eventually("/api/v1/query?query=up", "missing acme")
+
+	for what, change := range map[string]func(b *config.Backend){
+		"required": func(b *config.Backend) { b.Required = true },
+		"changed": func(b *config.Backend) {
+			b.Plugin = &config.Plugin{Launch: p.Launch, Path: p.Path, SHA256: strings.Repeat("0", 64)}
+		},
+		"missing": func(b *config.Backend) {
+			b.Plugin = &config.Plugin{Launch: p.Launch, Path: p.Path + "x", SHA256: p.SHA256}
+		},
+	} {
+		bad := testConfig(t)
+		bad.Plugins.Dir = filepath.Join(dir, what)
+		b := cfg.Backends[len(cfg.Backends)-1]
+		change(&b)
+		bad.Backends = append(bad.Backends, b)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // it would serve for ever
+		err := Run(ctx, Options{Load: func() (config.Config, error) { return bad, nil }, Log: io.Discard})
+		cancel()
+		if err == nil || !strings.Contains(err.Error(), "backend acme") {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/promweave/promweave/core/fanout"
 	"github.com/promweave/promweave/core/membership"
 	"github.com/promweave/promweave/core/report"
+	"github.com/promweave/promweave/plugins/carrier"
 	"github.com/promweave/promweave/plugins/filtering"
 	"github.com/promweave/promweave/plugins/registry"
 	"github.com/promweave/promweave/sdk/backend"
@@ -272,14 +273,7 @@ func (s *stores) openOne(ctx context.Context, bc config.Backend) (*shared[*kerne
 			st.b = b
 		}
 	case bc.Plugin != nil:
-		var release func()
-		if st.b, release, err = s.openPlugin(ctx, bc, log); err == nil {
-			closeBackend := end
-			end = func() error {
-				defer release()
-				return closeBackend()
-			}
-		}
+		st.b, end, err = s.openPlugin(ctx, bc, log)
 	default:
 		err = errors.New("its kind is missing")
 	}
@@ -289,10 +283,31 @@ func (s *stores) openOne(ctx context.Context, bc config.Backend) (*shared[*kerne
 	return share(st, end), nil
 }
 
-func (s *stores) openPlugin(ctx context.Context, bc config.Backend, _ *slog.Logger) (backend.Backend, func(), error) {
-	ctx, cancel := context.WithTimeout(ctx, openTime)
-	defer cancel()
-	return s.plugins.Backend(ctx, bc.Name, specOf(bc.Plugin), []byte(bc.Config))
+// openPlugin opens a backend that is a plug-in. One that is required has to start;
+// any other may come later, unless what is wrong is in the configuration.
+func (s *stores) openPlugin(ctx context.Context, bc config.Backend, log *slog.Logger) (backend.Backend, func() error, error) {
+	open := func() (backend.Backend, func() error, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), openTime)
+		defer cancel()
+		b, release, err := s.plugins.Backend(ctx, bc.Name, specOf(bc.Plugin), []byte(bc.Config))
+		if err != nil {
+			return nil, nil, err
+		}
+		return b, func() error {
+			defer release()
+			if c, ok := b.(backend.Closer); ok {
+				return c.Close()
+			}
+			return nil
+		}, nil
+	}
+	b, end, err := open()
+	if err == nil || bc.Required || !errors.Is(err, carrier.ErrFault) {
+		return b, end, err
+	}
+	log.Warn("a plug-in does not start; it is expected all the same, and tried again", "err", err)
+	l := &late{open: open, err: err}
+	return l, l.Close, nil
 }
 
 // openTSDB keeps a nil pointer from becoming a backend that is not nil.
