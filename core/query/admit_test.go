@@ -330,3 +330,22 @@ func TestStoresWithoutWords(t *testing.T) {
 		}
 	}
 }
+
+// TestStatisticsOfAScopedOperator: an operator with the eyes of a tenant gets those of
+// backends that say of all they have that it is the tenant's.
+func TestStatisticsOfAScopedOperator(t *testing.T) {
+	g := access.Everything()
+	g.Enforce = []*labels.Matcher{labels.MustNewMatcher(labels.MatchNotEqual, "tenant", "b")}
+	named := func(sets ...labels.Labels) backend.Backend {
+		h := estate(alice, "mine", 1, 0)
+		h.info.LabelSets = sets
+		return h
+	}
+	s, _ := serve(t, query.Config{Gate: gateFunc(func(context.Context, *access.Ask) (*access.Grant, error) { return g, nil })},
+		spec("mine", named(labels.FromStrings("tenant", "a"))), spec("silent", named()), spec("neutral", named(labels.FromStrings("x", "1"))),
+		spec("mixed", named(labels.FromStrings("tenant", "a"), labels.FromStrings("tenant", "b"))), spec("theirs", named(labels.FromStrings("tenant", "b"))))
+	res, err := s.Statistics(t.Context(), 10, s.DefaultOptions())
+	if err != nil || len(res.Entries) != 1 || res.Entries["mine"] == nil {
+		t.Errorf("%v %v", res, err)
+	}
+}
