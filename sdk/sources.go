@@ -11,6 +11,6 @@ import "embed"
 // Sources are the files of the folders c, rust and assemblyscript that a plug-in is
 // built with.
 //
-//go:embed c/promweave.h rust/Cargo.toml rust/src
+//go:embed c/promweave.h rust/Cargo.toml rust/src rust/template/backend.rs
 //go:embed assemblyscript/package.json assemblyscript/package-lock.json assemblyscript/asconfig.json assemblyscript/assembly
 var Sources embed.FS

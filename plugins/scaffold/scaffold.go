@@ -63,7 +63,7 @@ var languages = map[string]language{
 		vendored: "c/promweave.h",
 	},
 	"rust": {
-		name: "Rust", kinds: []string{"filter"}, source: "`src/lib.rs`",
+		name: "Rust", kinds: []string{"filter", "backend"}, source: "`src/lib.rs`",
 		needs: "`rustc` 1.63 or newer with the target wasm32-unknown-unknown (`rustup target add wasm32-unknown-unknown`, or Debian:\n" +
 			"`apt install rustc libstd-rust-dev-wasm32`), `wasm-ld` (`apt install lld`), and `promweave`.",
 		files:    map[string]string{"src/lib.rs": "src_lib.rs", "Cargo.toml": "common/cargo.toml"},
@@ -161,6 +161,9 @@ func (p *project) make() error {
 		return err
 	}
 	for to, from := range p.l.files {
+		if p.files[to] != nil {
+			continue // from the SDK itself
+		}
 		if !strings.Contains(from, "/") {
 			from = p.o.Kind + "-" + p.o.Language + "/" + from
 		}
@@ -245,7 +248,12 @@ func (p *project) vendor() error {
 		return p.copy(from, "promweave.h")
 	case "rust":
 		p.Vendored = "/"
-		return p.copyAll(from, "promweave")
+		if p.o.Kind == "backend" {
+			if err := p.rustBackend(); err != nil {
+				return err
+			}
+		}
+		return errors.Join(p.copy(from+"/Cargo.toml", "promweave/Cargo.toml"), p.copyAll(from+"/src", "promweave/src"))
 	case "assemblyscript":
 		p.Vendored = "/"
 		for _, name := range []string{"package.json", "package-lock.json", "asconfig.json"} {
@@ -267,6 +275,17 @@ func (p *project) vendor() error {
 		p.files["package-lock.json"] = bytes.ReplaceAll(p.files["package-lock.json"], []byte(`"@promweave/plugin"`), fmt.Appendf(nil, "%q", p.o.Name))
 		return p.copyAll(from, "promweave/assembly")
 	}
+	return nil
+}
+
+// rustBackend is the SDK's example, under the name of the project.
+func (p *project) rustBackend() error {
+	data, err := sdk.Sources.ReadFile("rust/template/backend.rs")
+	if err != nil {
+		return err
+	}
+	_, text, _ := strings.Cut(string(data), "\n\n") // after the licence
+	p.files["src/lib.rs"] = []byte(strings.NewReplacer(`"json-api"`, fmt.Sprintf("%q", p.o.Name), `"1.0.0"`, `"0.1.0"`).Replace(text))
 	return nil
 }
 

@@ -205,6 +205,9 @@ type inspected struct {
 
 func (i *inspected) text(w io.Writer) error { return objectText(w, i) }
 
+// maxModule is the default limit of servers.
+const maxModule = 16 << 20
+
 func inspect(ctx context.Context, path string) (*inspected, error) {
 	i := &inspected{File: path, Permissions: []string{}}
 	st, err := os.Stat(path)
@@ -260,6 +263,10 @@ func inspect(ctx context.Context, path string) (*inspected, error) {
 		return i, nil
 	}
 	i.Launch = "wasm"
+	if len(data) > maxModule {
+		i.Note = strings.TrimPrefix(fmt.Sprintf("%s; has more than %d bytes, which no server loads", i.Note, maxModule), "; ")
+		return i, nil
+	}
 	return i, i.module(ctx, path, data)
 }
 

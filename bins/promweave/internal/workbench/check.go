@@ -159,7 +159,7 @@ func sets(n int, plan filter.Plan) []labels.Labels {
 	names := []string{"cluster", "container", "environment", "job", "namespace", "node", "pod", "pod_template_hash", "tenant", "überschrift.name"}
 	for _, list := range [][]string{plan.Reads, plan.Writes, plan.Columns, plan.Keeps} {
 		for _, name := range list {
-			if name != labels.MetricName && !slices.Contains(names, name) && len(names) < 60 {
+			if name != "__name__" && !slices.Contains(names, name) && len(names) < 60 {
 				names = append(names, name)
 			}
 		}
@@ -168,7 +168,7 @@ func sets(n int, plan filter.Plan) []labels.Labels {
 	var out []labels.Labels
 	for i := range n {
 		b := labels.NewScratchBuilder(len(names) + 2)
-		b.Add(labels.MetricName, fmt.Sprint("metric_", r.IntN(20)))
+		b.Add("__name__", fmt.Sprint("metric_", r.IntN(20)))
 		b.Add("series", fmt.Sprint(i))
 		for _, name := range names {
 			if name == "series" || r.IntN(4) == 0 {

@@ -231,10 +231,8 @@ func TestBadFilters(t *testing.T) {
 
 // memory is a store that can be made to break one rule after the other.
 type memory struct {
-	external labels.Labels
-	sets     []labels.Labels
-	breaks   string
-	stuck    chan struct{}
+	sets   []labels.Labels
+	breaks string
 }
 
 func (m *memory) Info(context.Context) (backend.Info, error) {
