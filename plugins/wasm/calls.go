@@ -103,7 +103,7 @@ func (p *Plugin) configuration(ctx context.Context, c *filter.Config, isBackend 
 		return nil, err
 	}
 	defer func() { <-p.loading }()
-	out := &configuration{name: c.Name, request: request}
+	out := &configuration{name: c.Name, request: request, trial: true}
 	in, err := p.acquire(ctx, out)
 	if err != nil {
 		return nil, err
@@ -115,6 +115,9 @@ func (p *Plugin) configuration(ctx context.Context, c *filter.Config, isBackend 
 		p.mu.Unlock()
 	}
 	p.release(in, err)
+	p.mu.Lock()
+	out.trial = false
+	p.mu.Unlock()
 	if err != nil {
 		p.drop(out)
 		return nil, err
@@ -260,7 +263,7 @@ func (f *moduleFilter) Reject(err error) error {
 	fault := &Fault{Plugin: p.config.Name, Hook: hookRewrite.String(), Kind: faultReply, Text: err.Error()}
 	p.log.Error("plug-in fault", "plugin", p.config.Name, "kind", fault.Kind, "hook", fault.Hook, "error", fault)
 	p.mu.Lock()
-	p.record(fault, false)
+	p.record(fault, false, false)
 	old := f.c.idle
 	f.c.idle = nil
 	f.c.epoch++

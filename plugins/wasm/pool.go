@@ -42,6 +42,10 @@ type configuration struct {
 	idle   []*instance
 	epoch  int
 	closed bool
+	// trial: nothing uses it yet. It may be what mends a plug-in that is out, so that an
+	// open circuit does not keep it away; and what is wrong with it harms only itself, so
+	// that its faults do not open the circuit.
+	trial bool
 }
 
 // waiter waits for its turn.
@@ -90,12 +94,12 @@ type hookCounts struct {
 	seconds float64
 }
 
-// enter says whether calls may begin. Lock held.
-func (p *Plugin) enter() (probe bool, err error) {
+// enter says whether calls of a configuration may begin. Lock held.
+func (p *Plugin) enter(c *configuration) (probe bool, err error) {
 	switch {
 	case p.closed:
 		return false, fmt.Errorf("plug-in %q: %w: %w", p.config.Name, carrier.ErrFault, errClosed)
-	case !p.open:
+	case !p.open || c.trial:
 		return false, nil
 	case p.probing || time.Now().Before(p.until):
 		return false, fmt.Errorf("plug-in %q: %w: %w: it is out after %d faults within %v, the last one: %s; the next attempt is %s",
@@ -109,7 +113,7 @@ func (p *Plugin) enter() (probe bool, err error) {
 // It waits while all that may exist are busy.
 func (p *Plugin) acquire(ctx context.Context, c *configuration) (*instance, error) {
 	p.mu.Lock()
-	probe, err := p.enter()
+	probe, err := p.enter(c)
 	if err == nil && c.closed {
 		err = fmt.Errorf("plug-in %q: %s is closed", p.config.Name, c.name)
 	}
@@ -230,7 +234,7 @@ func (p *Plugin) finish(in *instance, v *version, c *configuration, probe bool, 
 	}
 	switch {
 	case faulty:
-		p.record(fault, probe)
+		p.record(fault, probe, c.trial)
 	case probe && (in == nil || ended):
 		p.probing = false // nothing was learned
 	case probe:
@@ -309,13 +313,17 @@ func (p *Plugin) retire(v *version) {
 	p.gone(v)
 }
 
-// record counts a fault and opens the circuit if there were too many. Lock held.
-func (p *Plugin) record(f *Fault, probe bool) {
+// record counts a fault and opens the circuit if there were too many, not counting those
+// of a configuration on trial. Lock held.
+func (p *Plugin) record(f *Fault, probe, trial bool) {
 	now := time.Now()
 	p.faults[f.Kind]++
 	p.restarts++
 	p.lastFault, p.lastFaultTime = f.Error(), now
 	p.faultLines = slices.Clone(p.lines)
+	if trial {
+		return
+	}
 	p.recent = append(p.recent, now)
 	p.recent = slices.DeleteFunc(p.recent, func(t time.Time) bool { return now.Sub(t) >= circuitWindow })
 	if p.closed || !probe && (p.open || len(p.recent) < circuitFaults) {

@@ -318,6 +318,35 @@ func TestCircuit(t *testing.T) {
 	})
 }
 
+// TestTrial: configurations that are no good leave those in use alone, and one that is
+// good is taken while the plug-in is out.
+func TestTrial(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := open(t, "hostile.wasm")
+		good, bad := newFilter(t, p, "good"), newFilter(t, p, "request trap")
+		for range 2 * circuitFaults {
+			if _, err := p.Filter(t.Context(), &filter.Config{Name: "configure trap"}); !errors.Is(err, carrier.ErrFault) || errors.Is(err, backend.ErrUnavailable) {
+				t.Fatalf("configure: %v", err)
+			}
+		}
+		if err := callHook(t.Context(), good, "request", nil); err != nil {
+			t.Errorf("a configuration that nothing uses took the plug-in out: %v", err)
+		}
+		if s := p.Status(); s.State != carrier.Serving || s.Faults[faultTrap] != 2*circuitFaults {
+			t.Errorf("status is %+v", s)
+		}
+		for range circuitFaults {
+			_ = callHook(t.Context(), bad, "request", nil)
+		}
+		if s := p.Status(); s.State != carrier.BackingOff {
+			t.Fatalf("state is %s", s.State)
+		}
+		if _, err := p.Filter(t.Context(), &filter.Config{Name: "other"}); err != nil {
+			t.Errorf("a configuration that would mend it is refused: %v", err)
+		}
+	})
+}
+
 // TestPool holds all instances; others wait, until they are given up.
 func TestPool(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
