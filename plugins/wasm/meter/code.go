@@ -154,6 +154,9 @@ type frame struct {
 	thenLive bool
 	dom      int32
 	loop     int32 // around the block
+	serial   uint32
+	join     int32 // of a loop, its header
+	edges    uint32
 	height   int
 	params   int
 	results  int
@@ -174,6 +177,8 @@ type scan struct {
 	sets     int // assignments to locals
 	height   int // of the operand stack, an upper bound
 	outArgs  int // most parameters and results of a call
+
+	work work
 }
 
 // Costs in fuel. A unit is one instruction; compiled code does some 3,000 to 10,000 of them in a µs, so that
@@ -198,13 +203,21 @@ func (m *module) function(i int, s *scan) {
 	r := &reader{src: m.src, pos: b.code, end: b.end, fn: i}
 	nlocals := len(t.params) + int(b.nlocals)
 
-	*s = scan{edits: s.edits[:0], regions: s.regions[:0], frames: s.frames[:0], calls: s.calls[:0], indirect: s.indirect[:0]}
+	*s = scan{edits: s.edits[:0], regions: s.regions[:0], frames: s.frames[:0], calls: s.calls[:0], indirect: s.indirect[:0], work: s.work}
+	k := &s.work
+	k.reset(len(t.params), int(b.nlocals), len(m.globals))
 	var (
 		cur    int32 // the region, -1 in code that is never reached
 		loop   = int32(-1)
 		height int
+		loops  int         // open ones
+		outer  = int32(-1) // the outermost of them
 	)
 	begin := func(kind regionKind, dom int32) {
+		if kind != regionPlain {
+			k.blocks += 3
+			k.checks++
+		}
 		cur = int32(len(s.regions))
 		if cap(s.regions) > len(s.regions) {
 			s.regions = s.regions[:cur+1]
@@ -234,9 +247,21 @@ func (m *module) function(i int, s *scan) {
 		cur = -1
 		height = s.frames[len(s.frames)-1].height
 	}
-	label := func() {
+	label := func(blocks int) {
 		l := r.index(len(s.frames), "label")
-		s.frames[len(s.frames)-1-int(l)].targeted = true
+		f := &s.frames[len(s.frames)-1-int(l)]
+		f.targeted = true
+		if cur < 0 {
+			return
+		}
+		k.blocks += blocks
+		if f.op == opLoop {
+			k.joins[f.join].edges++
+			k.values += f.params
+		} else {
+			f.edges++
+			k.values += f.results
+		}
 	}
 	memory := func(most byte) {
 		if m.memory == nil {
@@ -260,14 +285,26 @@ func (m *module) function(i int, s *scan) {
 		s.bulk = true
 		cost(fixed)
 		if cur >= 0 {
+			k.blocks += 6 // wazero makes a loop of it, and metering asks for its length and then for fuel
+			k.checks += 2
 			s.edits = append(s.edits, edit{at, r.pos, editBulk, uint32(shift + 32)})
 		}
 	}
-	local := func() { r.index(nlocals, "local") }
+	local := func(set bool) {
+		if l := r.index(nlocals, "local"); cur >= 0 {
+			k.mention(l, set, s.frames, loop, outer)
+		}
+	}
 	tables := func() uint32 { return r.index(len(m.tables), "table") }
-	global := func() { r.index(len(m.globals), "global") }
+	global := func() {
+		if g := r.index(len(m.globals), "global"); cur >= 0 && m.globals[g].mut {
+			k.mentionGlobal(g, i)
+		}
+	}
 
-	s.frames = append(s.frames, frame{op: opBlock, live: true, dom: 0, loop: -1, results: len(t.results)})
+	s.frames = append(s.frames, frame{op: opBlock, live: true, dom: 0, loop: -1, serial: k.block(), results: len(t.results)})
+	k.values += len(t.params) + len(t.results)
+	k.blocks += 6 // and for stack
 	begin(regionCheck, -1)
 
 	for len(s.frames) > 0 {
@@ -297,6 +334,23 @@ func (m *module) function(i int, s *scan) {
 			if len(s.frames) >= maxNesting {
 				r.fail("blocks are nested more than %d deep", maxNesting)
 			}
+			f.serial = k.block()
+			if cur >= 0 {
+				k.values += f.params + f.results
+				k.blocks++
+				if op != opBlock {
+					k.blocks++
+				}
+			}
+			if cur >= 0 && op == opLoop {
+				f.join = int32(len(k.joins))
+				k.joins = append(k.joins, join{1, uint32(f.params)})
+				if loops++; loops == 1 {
+					outer = int32(len(k.outer))
+					k.outer = append(k.outer, 0)
+				}
+				k.depth = max(k.depth, loops)
+			}
 			s.frames = append(s.frames, f)
 			if cur >= 0 && op == opLoop {
 				s.loops = true
@@ -311,7 +365,9 @@ func (m *module) function(i int, s *scan) {
 				r.fail("else without if")
 			}
 			f.op = opElse
+			f.serial = k.block()
 			f.thenLive = cur >= 0
+			k.blocks++
 			height = f.height
 			push(f.params)
 			if cur = -1; f.live {
@@ -320,6 +376,15 @@ func (m *module) function(i int, s *scan) {
 		case opEnd:
 			f := s.frames[len(s.frames)-1]
 			s.frames = s.frames[:len(s.frames)-1]
+			switch {
+			case f.op != opLoop:
+				k.joins = append(k.joins, join{f.edges + 2, uint32(f.results)})
+			case f.live:
+				if loops--; loops == 0 {
+					k.outer[outer] = int32(len(k.joins))
+					outer = -1
+				}
+			}
 			if len(s.frames) == 0 {
 				break
 			}
@@ -340,11 +405,11 @@ func (m *module) function(i int, s *scan) {
 				begin(regionPlain, f.dom)
 			}
 		case opBr:
-			label()
+			label(2)
 			cost(1)
 			dead()
 		case opBrIf:
-			label()
+			label(2)
 			push(-1)
 			cost(1)
 			if cur >= 0 {
@@ -352,13 +417,18 @@ func (m *module) function(i int, s *scan) {
 			}
 		case opBrTable:
 			for range r.count(1<<24, 1, "labels") {
-				label()
+				label(1)
 			}
-			label()
+			label(1)
 			cost(2)
 			dead()
 		case opReturn:
 			s.edits = append(s.edits, edit{at, r.pos, editReturn, uint32(len(s.frames) - 1)})
+			if cur >= 0 {
+				s.frames[0].edges++
+				k.blocks += 2
+				k.values += len(t.results)
+			}
 			cost(1)
 			dead()
 		case opCall:
@@ -369,6 +439,7 @@ func (m *module) function(i int, s *scan) {
 			push(len(t.results))
 			s.outArgs = max(s.outArgs, len(t.params)+len(t.results))
 			if cur >= 0 {
+				k.values += len(t.params) + len(t.results)
 				s.calls = append(s.calls, f)
 				s.regions[cur].calls = append(s.regions[cur].calls, f)
 				if int(f) < m.importFuncs {
@@ -389,6 +460,9 @@ func (m *module) function(i int, s *scan) {
 			if cur >= 0 {
 				s.edits = append(s.edits, edit{at, r.pos, editIndirect, t.same})
 				s.indirect = append(s.indirect, t.same)
+				k.values += len(t.params) + len(t.results)
+				k.blocks += 3
+				k.checks++
 				s.regions[cur].indirect = true
 				cost(costIndirect)
 			}
@@ -400,16 +474,16 @@ func (m *module) function(i int, s *scan) {
 			push(-2)
 			cost(1)
 		case opLocalGet:
-			local()
+			local(false)
 			push(1)
 			cost(1)
 		case opLocalSet:
-			local()
+			local(true)
 			s.sets++
 			push(-1)
 			cost(1)
 		case opLocalTee:
-			local()
+			local(true)
 			s.sets++
 			cost(1)
 		case opGlobalGet:

@@ -39,8 +39,7 @@
 // Host functions, and what they do for the module, cost a small constant here; a host that does much charges
 // for it by subtracting from the counter. The host must keep memory.grow from copying (by reserving what memory may
 // grow to), since only the pages that are added are paid for. Compiling is not
-// metered: wazero's compiler takes time that is quadratic in the number of branches in a function, so that modules are
-// to be compiled where that harms nobody.
+// metered, but what it takes is estimated, and a module that would take long is refused.
 package meter
 
 import "fmt"

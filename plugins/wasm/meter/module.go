@@ -20,7 +20,7 @@ const (
 	maxExports   = 10_000
 	maxGlobals   = 10_000
 	maxTables    = 16
-	maxSegments  = 50_000
+	maxSegments  = 100_000 // what Go's linker keeps to
 	maxElements  = 1_000_000
 	maxParams    = 1_000
 	maxLocals    = 20_000
@@ -666,6 +666,9 @@ func (m *module) body(r *reader) *body {
 	size := r.u32()
 	if int64(size) > int64(r.end-r.pos) {
 		r.fail("its code has %d bytes, and %d are left in the section", size, r.end-r.pos)
+	}
+	if size > maxBody {
+		r.fail("its code has %d bytes, and at most %d are allowed; split it", size, maxBody)
 	}
 	b := &reader{src: r.src, pos: r.pos, end: r.pos + int(size), fn: r.fn}
 	r.pos = b.end

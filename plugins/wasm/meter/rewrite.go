@@ -54,8 +54,18 @@ func Rewrite(src []byte, o Options) (res *Result, err error) {
 	var s scan
 	small := make([]int32, nfunc) // cost of what may be paid for by callers, else -1
 	seen := make([]int32, nfunc+len(m.types))
+	mutable, total := 0, 0.0
+	for _, g := range m.globals {
+		if g.mut {
+			mutable++
+		}
+	}
 	for i := range nfunc {
 		m.function(m.importFuncs+i, &s)
+		if total += m.checkWork(m.importFuncs+i, &s, mutable); total > maxModuleWork {
+			return nil, &Error{Func: -1, What: fmt.Sprintf("its functions would together take too long to compile (an estimate of %.2g for the first %d of %d, and at most %.2g is allowed)",
+				total, i+1, nfunc, float64(maxModuleWork))}
+		}
 		g.add(i, &s, seen)
 		small[i] = -1
 		if !s.loops && !s.bulk && len(s.indirect) == 0 {
