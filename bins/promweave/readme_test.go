@@ -1,0 +1,84 @@
+// Copyright The Promweave Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build integration
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// block is a fenced block of commands in a document, with a comment in front: run, then
+// optionally "needs" and the tools that it cannot do without, or "prints" and what is to
+// be found in its output.
+var block = regexp.MustCompile("(?m)^<!-- run(?: needs (.+)| prints (.+))? -->\n```sh\n((?s:.*?))^```$")
+
+// TestIntegrationReadmeOfPlugins runs the commands of sdk/README.md in their order, in
+// one directory, as a stranger would. Addresses are free ones instead of the default.
+func TestIntegrationReadmeOfPlugins(t *testing.T) {
+	text, err := os.ReadFile("../../sdk/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkout, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin := promweave(t)
+	dir := short(t)
+	http := freePort(t)
+	addresses := strings.NewReplacer("127.0.0.1:9090", http, "127.0.0.1:10901", freePort(t))
+	blocks := block.FindAllSubmatch(text, -1)
+	if n := strings.Count(string(text), "<!-- run"); n != len(blocks) || n < 10 {
+		t.Fatalf("%d of %d blocks are understood", len(blocks), n)
+	}
+	for i, b := range blocks {
+		script := addresses.Replace(string(b[3]))
+		first, _, _ := strings.Cut(script, "\n")
+		ok := t.Run(fmt.Sprintf("%02d_%s", i, first), func(t *testing.T) {
+			for _, tool := range strings.Fields(string(b[1])) {
+				if _, err := exec.LookPath(tool); err != nil {
+					t.Skipf("%v: this block needs it", err)
+				}
+			}
+			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+			defer cancel()
+			cmd := exec.CommandContext(ctx, "sh", "-euc", script)
+			cmd.Dir = dir
+			cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(bin)+string(filepath.ListSeparator)+os.Getenv("PATH"), "CHECKOUT="+checkout, "PROMWEAVE_SERVER=http://"+http)
+			// What a block leaves behind ends with it.
+			cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+			cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+			cmd.WaitDelay = 10 * time.Second
+			var stdout, stderr bytes.Buffer
+			cmd.Stdout, cmd.Stderr = &stdout, &stderr
+			err := cmd.Run()
+			if cmd.Process != nil {
+				if kill := syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL); kill == nil {
+					err = errors.Join(err, errors.New("it left processes behind"))
+				}
+			}
+			if err == nil && !strings.Contains(stdout.String(), string(b[2])) {
+				err = fmt.Errorf("it does not print %s", b[2])
+			}
+			if err != nil {
+				t.Errorf("%v\n%s\nit printed\n%s\nand to standard error\n%s", err, script, tail(stdout.String()), tail(stderr.String()))
+			}
+		})
+		if !ok {
+			return // what follows builds on it
+		}
+	}
+}
