@@ -379,9 +379,16 @@ func cacheDir(dir, name string) (string, error) {
 	if err := os.MkdirAll(sub, 0o700); err != nil {
 		return "", fmt.Errorf("cache of compiled modules: %w", err)
 	}
+	refuse := func(err error) (string, error) {
+		return "", fmt.Errorf("cache of compiled modules: %w: what is in it is executed; give a folder of this user with mode 0700", err)
+	}
+	// Who can write to the folder around it can put another one in its place.
+	if err := heldSafe(filepath.Dir(dir)); err != nil {
+		return refuse(err)
+	}
 	for _, d := range []string{dir, sub} {
 		if err := ownedAlone(d); err != nil {
-			return "", fmt.Errorf("cache of compiled modules: %w: what is in it is executed; give a folder of this user with mode 0700", err)
+			return refuse(err)
 		}
 	}
 	return sub, nil

@@ -590,6 +590,21 @@ func TestCache(t *testing.T) {
 	if _, err := Open(t.Context(), configOf(t, "rewrite.wasm", cached), nil, nil); err == nil || !strings.Contains(err.Error(), "others can write to it") {
 		t.Errorf("got %v", err)
 	}
+	if err := os.Chmod(dir, 0o700); err != nil { //nolint:gosec // a folder
+		t.Fatal(err)
+	}
+	for mode, refused := range map[os.FileMode]bool{0o777: true, 0o775: true, 0o777 | os.ModeSticky: false, 0o755: false} {
+		if err := os.Chmod(filepath.Dir(dir), mode); err != nil {
+			t.Fatal(err)
+		}
+		p, err := Open(t.Context(), configOf(t, "rewrite.wasm", cached), nil, nil)
+		if (err != nil) != refused {
+			t.Errorf("around it is a folder of mode %v: %v", mode, err)
+		}
+		if err == nil {
+			_ = p.Close()
+		}
+	}
 }
 
 // TestRewrite applies a whole reply of a C module.
