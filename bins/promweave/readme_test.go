@@ -18,6 +18,12 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/promweave/promweave/bins/promweave/internal/config"
+	"github.com/promweave/promweave/plugins/filters/auth"
+	"github.com/promweave/promweave/plugins/filters/labelrewrite"
+	"github.com/promweave/promweave/plugins/filters/tenancy"
+	"github.com/promweave/promweave/sdk/filter"
 )
 
 // block is a fenced block of commands in a document, with a comment in front: run, then
@@ -79,6 +85,48 @@ func TestIntegrationReadmeOfPlugins(t *testing.T) {
 		})
 		if !ok {
 			return // what follows builds on it
+		}
+	}
+}
+
+var snippet = regexp.MustCompile("(?m)^```yaml\n((?s:.*?))^```$")
+
+// TestIntegrationReadmeSnippets: what the guides show of configurations can be loaded.
+func TestIntegrationReadmeSnippets(t *testing.T) {
+	bin := promweave(t)
+	kinds := map[string]func() filter.Filter{"label_rewrite": labelrewrite.New, "tenancy": tenancy.New, "auth": auth.New}
+	for file, atLeast := range map[string]int{"../../plugins/README.md": 6, "../../sdk/examples/backend-typescript/README.md": 1} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := snippet.FindAllSubmatch(text, -1)
+		if n := strings.Count(string(text), "```yaml"); n != len(all) || n < atLeast {
+			t.Fatalf("%s: %d of %d snippets are understood", file, len(all), n)
+		}
+		for i, s := range all {
+			// The snippets name files that are not here.
+			path := write(t, filepath.Join(t.TempDir(), "promweave.yaml"), string(s[1]))
+			if out, err := exec.Command(bin, "check", "config", "--syntax-only", path).CombinedOutput(); err != nil {
+				t.Errorf("%s, snippet %d: %v\n%s\n%s", file, i, err, out, s[1])
+				continue
+			}
+			conf, err := config.Load(path, nil, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, f := range conf.Filters {
+				if f.Kind == "" {
+					continue
+				}
+				c := &filter.Config{Name: f.Name, JSON: []byte(f.Config)}
+				if c.Settings, err = filter.Settings(c.JSON); err == nil {
+					_, err = kinds[f.Kind]().Configure(c)
+				}
+				if err != nil {
+					t.Errorf("%s, snippet %d: filter %s: %v", file, i, f.Name, err)
+				}
+			}
 		}
 	}
 }
