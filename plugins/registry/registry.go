@@ -346,8 +346,8 @@ func (r *Registry) Backend(ctx context.Context, name string, spec Spec, config [
 
 // check refuses a plug-in that is something else, or that needs what it was not granted.
 func check(d *carrier.Description, spec *Spec, wantBackend bool) error {
-	if d.Name == "" {
-		return nil // a service that has not answered yet
+	if spec.Launch == Dial {
+		return nil // it may not have answered yet; once it has, its carrier looks
 	}
 	kinds := map[bool]string{true: "a store backend", false: "a filter"}
 	if d.Backend != wantBackend {
