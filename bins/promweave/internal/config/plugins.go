@@ -90,7 +90,7 @@ type Plugin struct {
 	PlainSocket bool              `koanf:"plain_socket" doc:"no TLS between Promweave and a program it started; the socket is in a directory for this user alone"`
 	Memory      Size              `koanf:"memory" doc:"most memory of a program, or of one instance of a module; 0 is 64MiB for modules, no limit for programs"`
 	TotalMemory Size              `koanf:"total_memory" doc:"most memory of all instances of a module; 0 is 512MiB"`
-	Time        time.Duration     `koanf:"time" doc:"longest time one call of a filter may take; 0 is 50ms for modules, 1s otherwise"`
+	Time        time.Duration     `koanf:"time" doc:"longest time one call of a filter may take; 0 is 50ms for modules, 500ms otherwise"`
 	Instances   int               `koanf:"instances" doc:"most instances of a module; 0 is twice the number of processors"`
 }
 
