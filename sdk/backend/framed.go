@@ -448,15 +448,20 @@ func (e *FrameEncoder) frames(dst []byte, b *Batch) iter.Seq2[[]byte, error] {
 		}
 		for i := range b.Len() {
 			s := b.At(i)
-			n, bytes, inSets := 0, 0, uint64(0)
-			s.Labels.Range(func(l labels.Label) {
-				n++
-				bytes += len(l.Name) + len(l.Value)
-				inSets += inSet(len(l.Name)) + inSet(len(l.Value))
-			})
-			row, chunks := frame.RowCost(n, bytes), 0
+			// Two bytes for a label is the least, which is as good as the number of labels
+			// while there is room.
+			inSets, chunks := s.Labels.ByteSize(), 0
+			row := frame.RowCost(int(inSets)/2, int(inSets))
 			for k := range s.Chunks {
 				chunks += chunkCost(&s.Chunks[k])
+			}
+			if e.builder.Size()+row+chunks > limit {
+				n, bytes := 0, 0
+				s.Labels.Range(func(l labels.Label) {
+					n++
+					bytes += len(l.Name) + len(l.Value)
+				})
+				row = frame.RowCost(n, bytes)
 			}
 			full := e.builder.Size()+row+chunks > limit || e.builder.Rows() == frame.MaxRows || e.labels+inSets > maxFrameLabels
 			if full && e.builder.Rows() > 0 && !flush() {

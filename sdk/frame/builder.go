@@ -35,9 +35,10 @@ type Builder struct {
 	withheld bool // some value is
 	err      error
 
-	// The names and values of the last row, by place: rows resemble those before them,
-	// and to compare is cheaper than to look up.
-	lastNames, lastValues []interning
+	// The names of the last row, and some values of late, by place: rows resemble those
+	// before them, and to compare is cheaper than to look up.
+	lastNames  []interning
+	lastValues [][recentValues]interning
 	// finals and forms are room for Append.
 	finals []uint32
 	order  []uint32
@@ -47,6 +48,15 @@ type Builder struct {
 type interning struct {
 	text string
 	id   uint32
+}
+
+// recentValues is a power of 2. Labels like code or le go round through a few values.
+const recentValues = 16
+
+// recent is a place among recentValues for s, which is not empty.
+func recent(s string) int {
+	n := len(s)
+	return int(s[n-1]^s[n/2]<<1^s[0]<<2^byte(n)<<3) % recentValues
 }
 
 type builtGroup struct{ rows, columns, namesAt, refsAt int }
@@ -127,15 +137,16 @@ func (b *Builder) Label(name, value string) {
 	}
 	i := len(b.rowNames)
 	if i == len(b.lastNames) {
-		b.lastNames, b.lastValues = append(b.lastNames, interning{}), append(b.lastValues, interning{})
+		b.lastNames, b.lastValues = append(b.lastNames, interning{}), append(b.lastValues, [recentValues]interning{})
 	}
 	if last := &b.lastNames[i]; last.text != name || last.id == 0 {
 		*last = interning{name, b.Name(name)}
 	}
-	if last := &b.lastValues[i]; last.text != value {
+	last := &b.lastValues[i][recent(value)]
+	if last.text != value {
 		*last = interning{value, b.Value(value)}
 	}
-	b.LabelIDs(b.lastNames[i].id, b.lastValues[i].id)
+	b.LabelIDs(b.lastNames[i].id, last.id)
 }
 
 // LabelIDs is Label with what Name and Value returned, for callers who have symbols of

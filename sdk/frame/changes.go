@@ -147,7 +147,7 @@ func (c *Changes) parseGroup(r *reader, i int, at uint32, tier Tier) (int, strin
 		if name == 0 || uint64(name) >= symbols {
 			return j / 3, "its name is an unknown symbol"
 		}
-		col := changedColumn{name: name, source: source, arg: arg}
+		col := changedColumn{name: name, arg: arg, source: source}
 		switch source {
 		case FromInput:
 			if uint64(arg) >= uint64(in.Columns()) {

@@ -102,6 +102,13 @@ func (n *NameLists) Lift(c, out *Changes) {
 	f := n.of
 	out.reset(f)
 	out.symbols = c.symbols
+	columns := 0
+	for _, list := range n.byGroup {
+		if list >= 0 {
+			columns += c.groups[list].limit - c.groups[list].begin
+		}
+	}
+	out.columns = slices.Grow(out.columns, columns)
 	for i := range f.Groups() {
 		if list := n.byGroup[i]; list < 0 {
 			n.liftRows(c, out, i)
@@ -109,16 +116,17 @@ func (n *NameLists) Lift(c, out *Changes) {
 			to := &out.groups[i]
 			to.changed, to.none, to.begin = true, from.none, len(out.columns)
 			places := n.places(f.Group(i), list)
-			for _, col := range c.columns[from.begin:from.limit] {
-				out.columns = append(out.columns, col.lifted(c, out, places))
+			out.columns = append(out.columns, c.columns[from.begin:from.limit]...)
+			for j := to.begin; j < len(out.columns); j++ {
+				out.columns[j].lift(c, out, places)
 			}
 			to.limit = len(out.columns)
 		}
 	}
 }
 
-// lifted is the column for a group that has the columns of the list at places.
-func (col changedColumn) lifted(c, out *Changes, places []uint32) changedColumn {
+// lift makes it a column of a group that has the columns of the list at places.
+func (col *changedColumn) lift(c, out *Changes, places []uint32) {
 	symbol := func(id uint32) uint32 {
 		if id >= c.base {
 			return id - c.base + out.base
@@ -132,7 +140,6 @@ func (col changedColumn) lifted(c, out *Changes, places []uint32) changedColumn 
 	case FromConstant:
 		col.arg = symbol(col.arg)
 	}
-	return col
 }
 
 // places are the columns of a group that a list of names has.
@@ -193,7 +200,8 @@ func (n *NameLists) liftRows(c, out *Changes, i int) {
 			continue
 		}
 		for _, col := range c.columns[from.begin:from.limit] {
-			switch col = col.lifted(c, out, places); col.source {
+			col.lift(c, out, places)
+			switch col.source {
 			case FromInput:
 				set(r, col.name, g.Column(int(col.arg)).Ref(r))
 			case FromConstant:
