@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"runtime"
 	"strings"
 	"sync"
 
@@ -62,17 +63,30 @@ type Verifier struct {
 	verified map[[sha256.Size]byte]bool
 	// busy bounds how many passwords are hashed at a time, which takes a processor each.
 	busy chan struct{}
+	// turns are one for each user and one, under "", for all names that are nobody's:
+	// whoever tries many passwords waits for itself.
+	turns map[string]chan struct{}
+	// nobody is the hash that passwords of unknown users are compared with, so that
+	// the time of an answer does not tell which users there are.
+	nobody []byte
 }
 
 // New checks cfg. Keys of an issuer are fetched when the first token comes, so that
 // an issuer that is down does not keep a server from starting.
 func New(cfg Config, log *slog.Logger) (*Verifier, error) {
-	v := &Verifier{cfg: cfg, log: log, open: map[string]bool{}, key: make([]byte, 32), verified: map[[sha256.Size]byte]bool{}, busy: make(chan struct{}, 4)}
+	v := &Verifier{cfg: cfg, log: log, open: map[string]bool{}, key: make([]byte, 32), verified: map[[sha256.Size]byte]bool{},
+		busy: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), turns: map[string]chan struct{}{"": make(chan struct{}, 1)}}
 	_, _ = rand.Read(v.key) // never fails
+	most := 0
 	for user, hash := range cfg.Users {
-		if _, err := bcrypt.Cost([]byte(hash)); err != nil {
+		cost, err := bcrypt.Cost([]byte(hash))
+		if err != nil {
 			return nil, fmt.Errorf("password of user %q: no bcrypt hash: %w", user, err)
 		}
+		if cost > most {
+			most, v.nobody = cost, []byte(hash)
+		}
+		v.turns[user] = make(chan struct{}, 1)
 	}
 	var challenges []string
 	if len(cfg.Users) > 0 {
@@ -185,10 +199,6 @@ func (v *Verifier) unknown(format string, args ...any) error {
 	return access.Unauthenticated(v.challenge, format, args...)
 }
 
-// nobody is the hash that passwords of unknown users are compared with, so that
-// the time of an answer does not tell which users there are.
-var nobody, _ = bcrypt.GenerateFromPassword([]byte("nobody has this password"), bcrypt.DefaultCost)
-
 // mostVerified bounds the remembered passwords.
 const mostVerified = 1000
 
@@ -202,31 +212,42 @@ func (v *Verifier) basic(ctx context.Context, encoded string) (*access.Caller, e
 	mac := hmac.New(sha256.New, v.key)
 	fmt.Fprintf(mac, "%d:%s:%s", len(user), user, password)
 	id := [sha256.Size]byte(mac.Sum(nil))
-	v.mu.Lock()
-	known := v.verified[id]
-	v.mu.Unlock()
-	if !known {
-		select {
-		case v.busy <- struct{}{}:
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		}
-		hash, exists := v.cfg.Users[user]
-		if !exists {
-			hash = string(nobody)
-		}
-		err := bcrypt.CompareHashAndPassword([]byte(hash), []byte(password))
-		<-v.busy
-		if err != nil || !exists {
-			v.log.Warn("refused", "user", user, "method", MethodBasic)
-			return nil, wrong
-		}
+	known := func() bool {
 		v.mu.Lock()
-		if len(v.verified) >= mostVerified {
-			clear(v.verified)
+		defer v.mu.Unlock()
+		return v.verified[id]
+	}
+	if !known() {
+		hash, exists := []byte(v.cfg.Users[user]), v.cfg.Users[user] != ""
+		turn := v.turns[user]
+		if !exists {
+			// The most expensive of the hashes, whatever the comparison says.
+			hash, turn = v.nobody, v.turns[""]
 		}
-		v.verified[id] = true
-		v.mu.Unlock()
+		for _, c := range []chan struct{}{turn, v.busy} {
+			select {
+			case c <- struct{}{}:
+				defer func() { <-c }()
+			case <-ctx.Done():
+				return nil, context.Cause(ctx)
+			}
+			if known() { // since another request of the same user had its turn
+				break
+			}
+		}
+		if !known() {
+			err := bcrypt.CompareHashAndPassword(hash, []byte(password))
+			if err != nil || !exists {
+				v.log.Warn("refused", "user", user, "method", MethodBasic)
+				return nil, wrong
+			}
+			v.mu.Lock()
+			if len(v.verified) >= mostVerified {
+				clear(v.verified)
+			}
+			v.verified[id] = true
+			v.mu.Unlock()
+		}
 	}
 	claims, _ := json.Marshal(map[string]string{"sub": user})
 	return &access.Caller{Method: MethodBasic, Subject: user, Claims: claims}, nil

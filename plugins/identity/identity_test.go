@@ -13,6 +13,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/big"
 	"net/http"
@@ -21,6 +22,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -110,6 +113,39 @@ func TestBasic(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+}
+
+// TestManyWrongPasswords: who tries many passwords, under whatever names, waits for
+// itself; a user who comes meanwhile does not stand behind all of them.
+func TestManyWrongPasswords(t *testing.T) {
+	slow, err := bcrypt.GenerateFromPassword([]byte("x"), 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := verifier(t, identity.Config{Users: map[string]string{"alice": hash(t, "s3cret"), "slow": string(slow)}})
+	const attempts = 50
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	var ended atomic.Int64
+	first := make(chan struct{}, attempts)
+	for i := range attempts {
+		wg.Go(func() {
+			r := httptest.NewRequest(http.MethodGet, "/api/v1/query", nil).WithContext(ctx)
+			r.SetBasicAuth(fmt.Sprint("nobody", i), "guess")
+			if _, err := v.HTTP(r); err == nil {
+				t.Error("a guess was right")
+			}
+			ended.Add(1)
+			first <- struct{}{}
+		})
+	}
+	<-first // by now the others wait
+	c, err := ask(v, func(r *http.Request) { r.SetBasicAuth("alice", "s3cret") })
+	if n := ended.Load(); err != nil || c.Subject != "alice" || n > attempts/2 {
+		t.Errorf("%+v, %v, after %d of %d attempts of others", c, err, n, attempts)
+	}
+	cancel()
+	wg.Wait()
 }
 
 func TestOpenPathsNeedNoName(t *testing.T) {
