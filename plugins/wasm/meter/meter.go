@@ -31,7 +31,8 @@
 // for before it runs, and more is paid where some of it is skipped. Whether fuel is spent is asked
 // where functions and loops begin, in straight code every few thousand instructions, and
 // before instructions whose work depends on a length, which they pay for. Small functions without loops
-// are paid for by their callers. Functions with a loop that calls nothing keep the counter in a local.
+// are paid for by their callers. Functions with a loop that calls nothing, or few others, keep the
+// counter in a local. A function that begins with a loop, as all of Go's with branches do, asks only there.
 //
 // Stack is paid for in bytes, by estimate, by as few functions as are on all cycles of the call graph, and by
 // calls through tables that can come back to themselves. The engine's own limit is behind this one.
@@ -46,7 +47,7 @@ import "fmt"
 
 // Version of the rewriting. The same module, Options and Version give the same
 // bytes, so that a cache of compiled modules is keyed by all three.
-const Version = 1
+const Version = 2
 
 // What a rewritten module has on top of the original one.
 const (

@@ -120,6 +120,7 @@ type writer struct {
 
 	// Of the function being written.
 	local    bool // fuel is kept in a local
+	headed   bool // the function begins with a loop, which pays for what is before it
 	fuel     uint32
 	scratch  uint32
 	points   []int32  // for each region, the region that pays for it
@@ -133,6 +134,10 @@ const (
 	// more is charged for code that is skipped.
 	ownCost    = 128
 	borrowCost = 384
+	// headCost is up to what cost code before a loop is paid for by the loop.
+	headCost = 8
+	// fewCalls is with how many calls a function keeps fuel in a local although all its loops call.
+	fewCalls = 2
 )
 
 func (w *writer) u32(n uint32) { w.out = binary.AppendUvarint(w.out, uint64(n)) }
@@ -325,7 +330,8 @@ func (w *writer) function(i int, s *scan) {
 	metered := w.g.inline[i] == 0
 	counted := w.g.counts[i]
 	w.fuel, w.scratch = nlocals, nlocals+1
-	w.local = metered && w.leafLoop(s)
+	w.local = metered && w.keepsLocal(s)
+	w.headed = metered && headed(s)
 	if metered {
 		w.share(s)
 	}
@@ -341,10 +347,18 @@ func (w *writer) function(i int, s *scan) {
 		c = append(c, 1, typeI64, 1, typeI32)
 	}
 	wrapped := metered && (w.local || counted)
-	if counted && metered {
-		c = w.takeStack(c, w.g.weight[i])
-	}
-	if metered {
+	switch {
+	case !metered:
+	case w.headed:
+		if counted {
+			c = w.takeStack(c, w.g.weight[i])
+		}
+		if w.local {
+			c = w.loadFuel(c)
+		}
+	case counted:
+		c = w.enter(c, w.charges[0], w.g.weight[i])
+	default:
 		c = w.charge(c, w.charges[0], true, true)
 	}
 	if wrapped {
@@ -440,12 +454,21 @@ func (w *writer) syncs(f uint32) bool {
 	return int(f) < w.m.importFuncs || w.g.inline[int(f)-w.m.importFuncs] == 0
 }
 
-// leafLoop tells whether the function has a loop without calls that need the fuel counter, so
-// that keeping it in a local pays: the loop then costs a subtraction and a comparison, while in the
-// global it costs a load and a store that wait for each other.
-func (w *writer) leafLoop(s *scan) bool {
+// keepsLocal tells whether keeping the fuel counter in a local pays: a loop then costs a subtraction and
+// a comparison, while in the global it costs a load and a store that wait for each other; but a call that needs the
+// counter costs a store and a load more. It does with a loop without such calls, and with few of them.
+func (w *writer) keepsLocal(s *scan) bool {
 	if !s.loops {
 		return false
+	}
+	sites := len(s.indirect)
+	for _, f := range s.calls {
+		if w.syncs(f) {
+			sites++
+		}
+	}
+	if sites <= fewCalls {
+		return true
 	}
 	called := make(map[int32]bool)
 	for i := range s.regions {
@@ -470,6 +493,17 @@ func (w *writer) leafLoop(s *scan) bool {
 	return false
 }
 
+// headed tells whether the function's code begins with little else than a loop, which is so for whatever Go's toolchain
+// compiles that has branches. What is before the loop is then paid for in every round, and
+// nothing is asked where the function begins: its caller's and its loop's checks are on all cycles.
+func headed(s *scan) bool {
+	if len(s.regions) < 2 || s.regions[1].kind != regionLoop {
+		return false // else the loop is what ends the first region
+	}
+	first := &s.regions[0]
+	return first.cost <= headCost && len(first.calls) == 0 && !first.indirect
+}
+
 // share decides which regions are paid for where they begin, and which by a region that always comes before.
 func (w *writer) share(s *scan) {
 	w.points, w.charges, w.borrowed = w.points[:0], w.charges[:0], w.borrowed[:0]
@@ -482,7 +516,17 @@ func (w *writer) share(s *scan) {
 			}
 		}
 		point := int32(i)
-		if r.kind == regionPlain {
+		if w.headed && i == 0 {
+			point = 1 // which gets its own element below
+			w.points = append(w.points, point)
+			w.charges = append(w.charges, 0)
+			w.borrowed = append(w.borrowed, 0)
+			continue
+		}
+		if w.headed && i == 1 {
+			cost += s.regions[0].cost
+		}
+		if r.kind == regionPlain && !(w.headed && r.dom == 0) {
 			if p := w.points[r.dom]; cost < ownCost && w.borrowed[p]+cost <= borrowCost {
 				point = p
 			}
@@ -550,6 +594,10 @@ func (w *writer) subtract(c []byte, check bool) []byte {
 	// What is seldom done is in the else branch: wazero's register allocation takes over, where two
 	// branches meet, what the first one has in registers, and a call leaves nothing in registers.
 	c = append(c, opI64Const, 0, opI64GeS, opIf, blockEmpty, opElse)
+	return append(w.yieldFuel(c), opEnd)
+}
+
+func (w *writer) yieldFuel(c []byte) []byte {
 	if w.local {
 		c = w.storeFuel(c)
 	}
@@ -557,7 +605,25 @@ func (w *writer) subtract(c []byte, check bool) []byte {
 	if w.local {
 		c = w.loadFuel(c)
 	}
-	return append(c, opEnd)
+	return c
+}
+
+// enter pays for fuel and stack where a function begins, with one question: whether one of the two is below 0.
+func (w *writer) enter(c []byte, fuel uint64, stack int32) []byte {
+	c = w.global(c, opGlobalGet, 1)
+	c = appendSigned(append(c, opI32Const), int64(stack))
+	c = w.global(at(append(c, opI32Sub), opLocalTee, w.scratch), opGlobalSet, 1)
+	c = w.global(c, opGlobalGet, 0)
+	c = append(appendSigned(append(c, opI64Const), int64(fuel)), opI64Sub)
+	c = at(c, opLocalTee, w.fuel)
+	if !w.local {
+		c = at(w.global(c, opGlobalSet, 0), opLocalGet, w.fuel)
+	}
+	c = append(at(c, opLocalGet, w.scratch), opI64ExtendS, opI64Or)
+	c = append(c, opI64Const, 0, opI64GeS, opIf, blockEmpty, opElse)
+	c = append(at(c, opLocalGet, w.scratch), opI32Const, 0, opI32GeS, opIf, blockEmpty, opElse)
+	c = append(w.yield(c, ReasonStack), opUnreachable, opEnd)
+	return append(w.yieldFuel(c), opEnd)
 }
 
 // chargeBulk takes what a bulk instruction costs beyond its fixed cost, before it runs. Its length is the operand on top.

@@ -98,6 +98,12 @@ func TestHostile(t *testing.T) {
 			sec(1, vec(void, ft(raw(i32), nil))), sec(3, vec(raw(0))), sec(7, vec(export("f", 0, 0))),
 			sec(10, vec(fn(nil, 0x41, 7, 0x03, u(1), 0x0c, 0, 0x0b)))), errFuel},
 		{"tree of calls", tree(40), errFuel},
+		{"tree of calls of functions that begin with a loop", treeOf(40, 0x03, 0x40), errFuel},
+		{"recursion in functions that begin with a loop", one(void, fn(nil, 0x03, 0x40, 0x10, 0, 0x0b)), errStack},
+		{"recursion in a loop that a branch ends", one(void, fn(nil, 0x03, 0x40, 0x41, 0, 0x0d, 0, 0x10, 0, 0x0b, 0x0f)), errStack},
+		{"a loop that is left before its end, again and again", module(
+			sec(1, vec(void)), sec(3, vec(raw(0), raw(0))), sec(7, vec(export("f", 0, 0))),
+			sec(10, vec(fn(nil, 0x03, 0x40, 0x10, 1, 0x0c, 0, 0x0b), fn(nil, 0x01, 0x03, 0x40, 0x0f, 0x0b)))), errFuel},
 		{"recursion", one(void, fn(nil, 0x10, 0)), errStack},
 		{"recursion with many locals", one(void, fn(raw(100, i64), locals(100), 0x10, 0, locals(100))), errStack},
 		{"recursion with many operands", one(void, fn(nil, operands(300), 0x10, 0, bytes.Repeat([]byte{0x1a}, 300))), errStack},
@@ -174,14 +180,17 @@ func operands(n int) []byte {
 }
 
 // tree is a module whose function f calls a function that calls the next one twice, n deep.
-func tree(n int) []byte {
+func tree(n int) []byte { return treeOf(n, 0x02, 0x40) }
+
+// treeOf is a tree of functions whose code is inside of a block.
+func treeOf(n int, block ...any) []byte {
 	var types, bodies [][]byte
 	for i := range n {
 		types = append(types, raw(0))
 		if i == n-1 {
-			bodies = append(bodies, fn(nil))
+			bodies = append(bodies, fn(nil, raw(block...), 0x0b))
 		} else {
-			bodies = append(bodies, fn(nil, 0x10, u(i+1), 0x10, u(i+1)))
+			bodies = append(bodies, fn(nil, raw(block...), 0x10, u(i+1), 0x10, u(i+1), 0x0b))
 		}
 	}
 	return module(sec(1, vec(ft(nil, nil))), sec(3, vec(types...)), sec(7, vec(export("f", 0, 0))), sec(10, vec(bodies...)))
