@@ -144,7 +144,7 @@ func oracle(t testing.TB, rt wazero.Runtime, wasm []byte, what string, n int) {
 	original := compiles(t, rt, wasm)
 	if original != nil && strings.Contains(original.Error(), "failed to read custom section name[") {
 		// wazero refuses a custom section without content at the module's end, which the specification allows. Results have none.
-		original = nil
+		return
 	}
 	if result == nil && original != nil {
 		t.Fatalf("%s %d: rewritten it is accepted, the original is not: %v", what, n, original)

@@ -12,17 +12,19 @@
 // WithCloseOnContextDone, which looks at a flag at loop headers, through a call out of compiled code,
 // and not at all in code without loops: a tree of calls forty deep runs on long past its
 // deadline. Without it a guest in a loop keeps Go's garbage collector, and so the whole process, waiting.
-// CPU time, divided by that of the plain module, on amd64 (go test -bench Overhead, sixteen functions of C, Rust and Go modules):
+// CPU time, divided by that of the plain module, on amd64 (go test -bench Overhead -benchtime 40x: sixteen functions of C, Rust and
+// Go modules, variants interleaved, least of 40 rounds, on two cores with a load average of 7 to 11, where the means repeat within 0.02):
 //
-//	                                    metered       CloseOnContextDone
-//	geometric mean, C and Rust          1.1           5.5
-//	geometric mean, Go's toolchain      1.2           6
-//	tight loops                         0.95 - 1.5    3.4 - 19
+//	                                    metered        CloseOnContextDone
+//	geometric mean of all               1.15           5.6
+//	geometric mean, C and Rust          1.12           5.5
+//	geometric mean, Go's toolchain      1.22           5.9
+//	tight loops                         0.95 - 1.53    3.1 - 22
 //	real work (sorting, symbols,
-//	decoding, formatting)               1.0 - 1.3     4 - 16
-//	recursion that does nothing else    1.3 - 1.6     1 - 14
+//	decoding, formatting)               1.00 - 1.23    4 - 10
+//	recursion that does nothing else    1.04 - 1.52    1 - 14
 //
-// The metered module is 8 % larger (Go) to 40 % (C, 3 KiB).
+// The metered module is 8 % larger (Go) to 39 % (C, 3 KiB).
 //
 // # How
 //

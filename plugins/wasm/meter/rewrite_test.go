@@ -141,6 +141,9 @@ func TestHostile(t *testing.T) {
 				m, err := start(t, config(interpreter), res.Module, func(m *machine) {
 					if m.limit = 20_000_000; interpreter {
 						m.limit = 1_000_000
+						if raced {
+							m.limit = 200_000
+						}
 					}
 					runtime.ReadMemStats(&before)
 				})
