@@ -216,3 +216,36 @@ func TestPluginThatDoesNotStart(t *testing.T) {
 		}
 	}
 }
+
+// TestPluginThatDoesNotReplace: a reload does not put a backend that does not start in
+// the place of one that is in force.
+func TestPluginThatDoesNotReplace(t *testing.T) {
+	dir, err := os.MkdirTemp("", "pw") // sockets have short paths
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	program, script := filepath.Join(dir, "ends"), []byte("#!/bin/sh\nexit 3\n")
+	if err := os.WriteFile(program, script, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(script)
+	cfg := testConfig(t)
+	cfg.Plugins.Dir = filepath.Join(dir, "p")
+	none := filepath.Join(t.TempDir(), "none")
+	cfg.Backends = append(cfg.Backends, readOnly(none, false))
+	loaded := make(chan config.Config, 1)
+	loaded <- cfg
+	s := start(t, Options{Load: func() (config.Config, error) { return <-loaded, nil }}, "http", plainClient())
+	s.eventually("/api/v1/stores", none)
+
+	changed := cfg
+	changed.Backends = []config.Backend{cfg.Backends[0], {Name: "later", Plugin: &config.Plugin{
+		Launch: config.LaunchSpawn, Path: program, SHA256: hex.EncodeToString(sum[:]),
+	}}}
+	loaded <- changed
+	if code, body := s.do("POST", "/-/reload"); code != 500 || !strings.Contains(body, "status 3") {
+		t.Errorf("reload: %d %s", code, body)
+	}
+	s.eventually("/api/v1/stores", none)
+}

@@ -283,8 +283,9 @@ func (s *stores) openOne(ctx context.Context, bc config.Backend) (*shared[*kerne
 	return share(st, end), nil
 }
 
-// openPlugin opens a backend that is a plug-in. One that is required has to start;
-// any other may come later, unless what is wrong is in the configuration.
+// openPlugin opens a backend that is a plug-in. One that is required has to start, and
+// so has one that takes the place of a backend in force, which stays otherwise; any other
+// may come later, unless what is wrong is in the configuration.
 func (s *stores) openPlugin(ctx context.Context, bc config.Backend, log *slog.Logger) (backend.Backend, func() error, error) {
 	open := func() (backend.Backend, func() error, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), openTime)
@@ -302,7 +303,7 @@ func (s *stores) openPlugin(ctx context.Context, bc config.Backend, log *slog.Lo
 		}, nil
 	}
 	b, end, err := open()
-	if err == nil || bc.Required || !errors.Is(err, carrier.ErrFault) {
+	if err == nil || bc.Required || s.opened[bc.Name] != nil || !errors.Is(err, carrier.ErrFault) {
 		return b, end, err
 	}
 	log.Warn("a plug-in does not start; it is expected all the same, and tried again", "err", err)
