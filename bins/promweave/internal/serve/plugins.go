@@ -58,6 +58,8 @@ type filters struct {
 	links   []gate.Link
 	gate    *gate.Gate
 	who     *identity.Verifier
+	// auth is what who was made of.
+	auth config.Identity
 }
 
 // shared is something that several use and that ends with its last user.
@@ -170,7 +172,11 @@ func (f *filters) open(ctx context.Context, cfg config.Config) (_ *opened, err e
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	if o.who, err = identity.New(identityOf(cfg.Auth), f.log.With("part", "auth")); err != nil {
+	// A verifier remembers passwords and the keys of an issuer that may be down by now: it
+	// stays, unless it has files that may have changed.
+	if j := cfg.Auth.JWT; f.who != nil && j.JWKSFile == "" && j.CA == "" && reflect.DeepEqual(f.auth, cfg.Auth) {
+		o.who = f.who
+	} else if o.who, err = identity.New(identityOf(cfg.Auth), f.log.With("part", "auth")); err != nil {
 		return nil, fmt.Errorf("auth: %w", err)
 	}
 	for _, name := range cfg.Query.Filters {
@@ -283,6 +289,7 @@ func (o *opened) commit() {
 		}
 	})
 	f.inForce, f.config, f.links, f.gate, f.who = o.byName, map[string]config.Filter{}, o.links, o.gate, o.who
+	f.auth = o.cfg.Auth
 	for _, fc := range o.cfg.Filters {
 		f.config[fc.Name] = fc
 	}

@@ -1,0 +1,50 @@
+// Copyright The Promweave Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package serve
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/promweave/promweave/bins/promweave/internal/config"
+	"github.com/promweave/promweave/plugins/identity"
+)
+
+// TestVerifierStays: a reload that leaves auth as it is forgets neither passwords nor
+// the keys of an issuer. What comes from a file is read again.
+func TestVerifierStays(t *testing.T) {
+	f, err := newFilters(config.Plugins{Dir: t.TempDir()}, slog.New(slog.DiscardHandler), newMetrics())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.close()
+	apply := func(auth config.Identity) *identity.Verifier {
+		t.Helper()
+		o, err := f.open(t.Context(), config.Config{Auth: auth})
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.commit()
+		return f.who
+	}
+	// The hash is that of "secret".
+	users := map[string]string{"alice": "$2a$04$Ejn/4jFmw9ztWQW5TEnhCuFpB8Qj0vWDmW26nw2K1riSPKWpRY52i"}
+	first := apply(config.Identity{Users: users})
+	if apply(config.Identity{Users: users}) != first {
+		t.Error("nothing has changed, and yet the verifier is another one")
+	}
+	if apply(config.Identity{Users: users, MTLS: true}) == first {
+		t.Error("a change has no effect")
+	}
+	keys := filepath.Join(t.TempDir(), "jwks.json")
+	if err := os.WriteFile(keys, []byte(`{"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file := config.Identity{JWT: config.JWT{JWKSFile: keys, Audience: []string{"promweave"}}}
+	if apply(file) == apply(file) {
+		t.Error("the keys in a file are not read again")
+	}
+}
