@@ -13,7 +13,7 @@
 // and not at all in code without loops: a tree of calls forty deep runs on long past its
 // deadline. Without it a guest in a loop keeps Go's garbage collector, and so the whole process, waiting.
 // CPU time, divided by that of the plain module, on amd64 (go test -bench Overhead -benchtime 40x: sixteen functions of C, Rust and
-// Go modules, variants interleaved, least of 40 rounds, on two cores with a load average of 7 to 11, where the means repeat within 0.02):
+// Go modules, variants interleaved, least of 40 rounds, on two cores with a load average of 7 to 11; in four such runs the first mean was 1.14 to 1.15):
 //
 //	                                    metered        CloseOnContextDone
 //	geometric mean of all               1.15           5.6

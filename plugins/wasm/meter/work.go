@@ -14,13 +14,13 @@ import "fmt"
 //     again at all arguments of a branch for each of them;
 //   - and after each call it loads every mutable global again, which takes memory, too, even if nothing uses them.
 //
-// A few hundred KiB keep it busy for hours, and chains of a few million blocks overflow the process's stack. So
-// what these three come to is estimated, from above, with factors that make it about nanoseconds
-// on a machine of 2020, and what is too much is refused.
+// A few hundred KiB would keep it busy for hours, and chains of a few million blocks overflow the process's stack. So
+// what these three come to is estimated, from above, with factors that make it, at its limit, 1 to 20 times
+// the nanoseconds that were measured on amd64, by kind of function, and what is too much is refused.
 //
 // Of what compilers write, the largest comes, in a Go module of 19 MiB with much of the standard library, to 0.5e9 for a function
 // of go/types and 13e9 for the module, whose largest function has 61 KiB;
-// in C, Rust, Zig and AssemblyScript to 0.06e9 and 0.09e9.
+// in C, Rust, Zig and AssemblyScript to 0.06e9 and 0.09e9, in modules of up to 800 KiB.
 const (
 	maxWork       = 4e9
 	maxModuleWork = 32e9
