@@ -44,7 +44,8 @@ func TestVerifierStays(t *testing.T) {
 		t.Fatal(err)
 	}
 	file := config.Identity{JWT: config.JWT{JWKSFile: keys, Audience: []string{"promweave"}}}
-	if apply(file) == apply(file) {
+	first = apply(file)
+	if apply(file) == first {
 		t.Error("the keys in a file are not read again")
 	}
 }
