@@ -36,7 +36,7 @@ const schema = `{
         "subject": {"type": "boolean", "description": "the caller's own name"},
         "value": {"type": "string", "description": "this tenant"},
         "subjects": {"type": "array", "items": {"type": "string"}, "description": "callers that it counts for; empty is all who said who they are"}}}},
-    "separator": {"type": "string", "description": "between several tenants in one text; empty: there is only one"},
+    "separator": {"type": "string", "description": "between several tenants in one header or claim; empty: there is only one"},
     "admins": {"type": "object", "additionalProperties": false, "description": "callers who may ask for everything, by naming the tenant *",
       "properties": {"subjects": {"type": "array", "items": {"type": "string"}},
         "claim": {"type": "string"}, "values": {"type": "array", "items": {"type": "string"}}}}
@@ -176,18 +176,14 @@ func (i *instance) tenants(c *filter.Caller, claims map[string]any) ([]string, e
 		}
 		var out []string
 		for _, f := range found {
-			parts := []string{f}
-			if i.Separator != "" {
-				parts = strings.Split(f, i.Separator)
-			}
-			for _, p := range parts {
-				if p = strings.TrimSpace(p); p != "" && !slices.Contains(out, p) {
+			for _, p := range i.parts(&s, f) {
+				if p != "" && !slices.Contains(out, p) {
 					out = append(out, p)
 				}
+				if len(out) > most {
+					return nil, fmt.Errorf("more than %d tenants at once", most)
+				}
 			}
-		}
-		if len(out) > most {
-			return nil, fmt.Errorf("%d tenants at once, and at most %d are allowed", len(out), most)
 		}
 		if len(out) > 0 {
 			slices.Sort(out)
@@ -195,6 +191,23 @@ func (i *instance) tenants(c *filter.Caller, claims map[string]any) ([]string, e
 		}
 	}
 	return nil, nil
+}
+
+// parts are the tenants that a text names. Callers may have chosen their own names,
+// and texts of their tokens: one who is called "a|b", or " a", is not to get what
+// belongs to others. So a name is one tenant, and nothing is taken off a text but the
+// blanks around separators.
+func (i *instance) parts(s *source, text string) []string {
+	if i.Separator == "" || s.Subject || s.Value != "" {
+		return []string{text}
+	}
+	parts := strings.Split(text, i.Separator)
+	if len(parts) > 1 {
+		for k := range parts {
+			parts[k] = strings.Trim(parts[k], " \t")
+		}
+	}
+	return parts
 }
 
 // most bounds the tenants of one request, and longest their names.
