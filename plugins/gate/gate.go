@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/prometheus/prometheus/model/labels"
 
@@ -61,6 +62,9 @@ func (g *Gate) Admit(ctx context.Context, ask *access.Ask) (*access.Grant, error
 	grant := &access.Grant{Subject: caller.Subject, MinTime: math.MinInt64, MaxTime: math.MaxInt64, Admin: len(g.links) == 0}
 	if len(g.links) == 0 {
 		return grant, nil
+	}
+	if err := check(caller, ask); err != nil {
+		return nil, err
 	}
 	call, err := callOf(caller, ask)
 	if err != nil {
@@ -172,6 +176,42 @@ var matchTypes = [...]labels.MatchType{labels.MatchEqual, labels.MatchNotEqual, 
 var filterTypes = map[labels.MatchType]filter.MatchType{
 	labels.MatchEqual: filter.MatchEqual, labels.MatchNotEqual: filter.MatchNotEqual,
 	labels.MatchRegexp: filter.MatchRegexp, labels.MatchNotRegexp: filter.MatchNotRegexp,
+}
+
+// mostText bounds the text of a request that filters are shown, with what each matcher
+// costs beside its text. It is far above what people and dashboards ask. A filter has
+// only so much time, and one that takes too long may be taken for faulty: nobody is to
+// get a filter out of service, for everybody, by what they ask.
+const (
+	mostText    = 512 << 10
+	matcherCost = 32
+)
+
+// check refuses what cannot be put to filters: every one of them is to see the whole
+// request, and in the messages of the contract text is UTF-8.
+func check(c *access.Caller, ask *access.Ask) error {
+	size := len(ask.Query)
+	valid := utf8.ValidString(ask.Query)
+	for _, values := range c.Headers {
+		for _, v := range values {
+			size += len(v)
+			valid = valid && utf8.ValidString(v)
+		}
+	}
+	for _, ms := range ask.Selectors {
+		for _, m := range ms {
+			size += len(m.Name) + len(m.Value) + matcherCost
+			valid = valid && utf8.ValidString(m.Name) && utf8.ValidString(m.Value)
+		}
+	}
+	switch {
+	case size > mostText:
+		return &access.Denied{Status: http.StatusRequestEntityTooLarge, Message: fmt.Sprintf(
+			"the request is too large for the filters that decide about it: its matchers and headers come to %d bytes, and at most %d are allowed; ask for less at once", size, mostText)}
+	case !valid:
+		return &access.Denied{Status: http.StatusBadRequest, Message: "a matcher, a name or a header of the request is not valid UTF-8"}
+	}
+	return nil
 }
 
 func callOf(c *access.Caller, ask *access.Ask) (*filter.RequestCall, error) {

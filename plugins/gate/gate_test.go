@@ -151,3 +151,47 @@ func TestAdmins(t *testing.T) {
 		t.Errorf("nobody said admin: %+v, %v", grant, err)
 	}
 }
+
+// TestWhatCannotBeAsked: what a filter could not read, or not in its time, is refused
+// before any filter sees it, so that nobody makes a filter fail by what they ask.
+func TestWhatCannotBeAsked(t *testing.T) {
+	asked := false
+	g := gate.New([]gate.Link{link("a", func(*filter.RequestCall) (*filter.RequestReply, error) { asked = true; return nil, nil })}, "", quiet)
+	many := make([][]*labels.Matcher, 1000)
+	for i := range many {
+		for range 300 {
+			many[i] = append(many[i], labels.MustNewMatcher(labels.MatchEqual, "a", "x"))
+		}
+	}
+	of := func(name, value string) [][]*labels.Matcher {
+		return [][]*labels.Matcher{{labels.MustNewMatcher(labels.MatchEqual, name, value)}}
+	}
+	header := func(v string) map[string][]string { return map[string][]string{"thanos-tenant": {v}} }
+	for _, c := range []struct {
+		name    string
+		ask     access.Ask
+		headers map[string][]string
+		want    int // 0: it is asked
+	}{
+		{"plain", access.Ask{Query: "up", Selectors: of("a", "ü")}, header("a"), 0},
+		{"a large query", access.Ask{Query: strings.Repeat("x", 256<<10), Selectors: of("a", strings.Repeat("x", 200<<10))}, nil, 0},
+		{"many matchers", access.Ask{Selectors: many}, nil, 413},
+		{"long matcher", access.Ask{Selectors: of("a", strings.Repeat("x", 1<<20))}, nil, 413},
+		{"long header", access.Ask{}, header(strings.Repeat("x", 1<<20)), 413},
+		{"query", access.Ask{Query: "\xff"}, nil, 400},
+		{"value", access.Ask{Selectors: of("a", "\xff")}, nil, 400},
+		{"name", access.Ask{Selectors: of("\xff", "a")}, nil, 400},
+		{"header", access.Ask{}, header("a\xff"), 400},
+	} {
+		asked = false
+		_, err := g.Admit(access.WithCaller(context.Background(), &access.Caller{Method: "basic", Subject: "a", Headers: c.headers}), &c.ask)
+		var denied *access.Denied
+		status := 0
+		if errors.As(err, &denied) {
+			status = denied.Status
+		}
+		if status != c.want || (err == nil) != (c.want == 0) || asked != (c.want == 0) {
+			t.Errorf("%s: %v, %d, asked: %t", c.name, err, status, asked)
+		}
+	}
+}
