@@ -122,6 +122,7 @@ func (s *Session) Seen(rep *report.Report) *report.Report {
 	}
 	out := *rep
 	out.Completeness = s.seen(rep.Completeness)
+	out.Limits = limits.OwnUse(rep.Limits)
 	sights := s.sights()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -216,7 +217,7 @@ func (s *Session) SeenError(err error) error {
 			Required: missing.Required, Err: kind,
 		}
 	case errors.As(err, &limit):
-		return limit
+		return limit.Own()
 	}
 	return err
 }

@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -34,15 +35,28 @@ type Exceeded struct {
 	// Name is the limit's name in the configuration.
 	Name  string
 	Limit int64
-	// Used is what the query would have taken.
+	// Used is what the query would have taken; 0 is not told.
 	Used   int64
 	Advice string
 }
 
 // Error names the limit, its value and what to do.
 func (e *Exceeded) Error() string {
+	if e.Used == 0 {
+		return fmt.Sprintf("limit %s of %d exceeded; %s", e.Name, e.Limit, e.Advice)
+	}
 	return fmt.Sprintf("limit %s exceeded: %d is more than %d; %s", e.Name, e.Used, e.Limit, e.Advice)
 }
+
+// Own is what one caller may know: not how much the queries of others take.
+func (e *Exceeded) Own() *Exceeded {
+	if e.Name != processBytes {
+		return e
+	}
+	return &Exceeded{Name: e.Name, Limit: e.Limit, Advice: "it is that of all queries together: ask again later, " + narrow}
+}
+
+const processBytes = "query.limits.process_bytes"
 
 // Unwrap gives the kind.
 func (e *Exceeded) Unwrap() error { return backend.ErrLimit }
@@ -151,9 +165,9 @@ func (q *Query) Add(series, samples, bytes int) error {
 		return exceeded("bytes", c.Bytes, q.own.Bytes, b)
 	case c.ProcessBytes > 0 && all > c.ProcessBytes:
 		if q.held == all {
-			return &Exceeded{"query.limits.process_bytes", c.ProcessBytes, all, narrow}
+			return &Exceeded{processBytes, c.ProcessBytes, all, narrow}
 		}
-		return &Exceeded{"query.limits.process_bytes", c.ProcessBytes, all,
+		return &Exceeded{processBytes, c.ProcessBytes, all,
 			fmt.Sprintf("other queries hold %d of it: ask again later, %s", all-q.held, narrow)}
 	}
 	return nil
@@ -198,6 +212,14 @@ func (q *Query) End() {
 	}
 }
 
+// OwnUse is, of what Use told, what one caller may know: not how much the queries of
+// others take.
+func OwnUse(all []report.LimitUse) []report.LimitUse {
+	return slices.DeleteFunc(slices.Clone(all), func(u report.LimitUse) bool { return u.Name == useOfProcess })
+}
+
+const useOfProcess = "process_bytes"
+
 // Use tells how much of each limit was taken.
 func (q *Query) Use() []report.LimitUse {
 	c := &q.p.cfg
@@ -205,6 +227,6 @@ func (q *Query) Use() []report.LimitUse {
 		{Name: "series", Used: q.series.Load(), Limit: bound(c.Series, q.own.Series)},
 		{Name: "samples", Used: q.samples.Load(), Limit: bound(c.Samples, q.own.Samples)},
 		{Name: "bytes", Used: q.bytes.Load(), Limit: bound(c.Bytes, q.own.Bytes)},
-		{Name: "process_bytes", Used: q.p.bytes.Load(), Limit: c.ProcessBytes},
+		{Name: useOfProcess, Used: q.p.bytes.Load(), Limit: c.ProcessBytes},
 	}
 }

@@ -5,6 +5,7 @@ package query_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -347,5 +348,83 @@ func TestStatisticsOfAScopedOperator(t *testing.T) {
 	res, err := s.Statistics(t.Context(), 10, s.DefaultOptions())
 	if err != nil || len(res.Entries) != 1 || res.Entries["mine"] == nil {
 		t.Errorf("%v %v", res, err)
+	}
+}
+
+// TestMetadataOfSharedBackends: of a backend that two share nobody can tell whose entry
+// for a metric is whose.
+func TestMetadataOfSharedBackends(t *testing.T) {
+	shared := joined(estate(alice, "mine", 1, 0), estate("b", "SECRET", 1, 0))
+	shared.metas = map[string][]*storepb.Meta{"up": {{Type: "gauge", Help: "mine", Unit: "s"}, {Type: "gauge", Help: "SECRET", Unit: "SECRET"}}}
+	mine := sets(estate(alice, "mine", 1, 0), labels.FromStrings("tenant", alice))
+	mine.metas = map[string][]*storepb.Meta{"target_info": {{Type: "gauge", Help: "one"}, {Type: "gauge", Help: "two"}}}
+	s, _ := serve(t, query.Config{Gate: &doorman{}}, spec("shared", shared), spec("mine", mine))
+	res, err := s.Metadata(access.WithCaller(t.Context(), &access.Caller{Subject: alice}), "", -1, s.DefaultOptions())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if up := res.Metadata["up"]; len(up) != 1 || up[0].Type != "gauge" || up[0].Help != "" || up[0].Unit != "" {
+		t.Errorf("up: %v", up)
+	}
+	if info := res.Metadata["target_info"]; len(info) != 2 {
+		t.Errorf("target_info: %v", info)
+	}
+}
+
+// TestStateOfAlertsThatAreNotShown: that a rule fires for somebody else is nothing to
+// be told.
+func TestStateOfAlertsThatAreNotShown(t *testing.T) {
+	own, other := pairs("tenant", alice), pairs("tenant", "b")
+	b := estate(alice, "mine", 1, 0)
+	rule := func(name string, alerts ...*storepb.AlertInstance) *storepb.Rule {
+		return &storepb.Rule{Result: &storepb.Rule_Alert{Alert: &storepb.Alert{Name: name, State: storepb.AlertState_FIRING, Labels: own, Alerts: alerts}}}
+	}
+	firing := &storepb.AlertInstance{Labels: other, State: storepb.AlertState_FIRING}
+	b.rules = []*storepb.RuleGroup{{Name: "g", Rules: []*storepb.Rule{
+		rule("theirs", firing), rule("both", firing, &storepb.AlertInstance{Labels: own, State: storepb.AlertState_PENDING}),
+	}}}
+	s, _ := serve(t, query.Config{Gate: &doorman{}}, spec("mine", b))
+	res, err := s.Rules(access.WithCaller(t.Context(), &access.Caller{Subject: alice}), &storepb.RulesRequest{}, s.DefaultOptions())
+	if err != nil || len(res.Groups) != 1 || len(res.Groups[0].Rules) != 2 {
+		t.Fatalf("%v %v", res, err)
+	}
+	for i, want := range []storepb.AlertState{storepb.AlertState_INACTIVE, storepb.AlertState_PENDING} {
+		if a := res.Groups[0].Rules[i].GetAlert(); a.State != want {
+			t.Errorf("%s: %s, want %s", a.Name, a.State, want)
+		}
+	}
+}
+
+// TestUseOfOthersIsNotTold: what all queries together hold is for operators.
+func TestUseOfOthersIsNotTold(t *testing.T) {
+	p := limits.NewProcess(limits.Config{ProcessBytes: 1 << 20})
+	other, err := p.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.End()
+	if err := other.Add(0, 0, 1<<20-7); err != nil {
+		t.Fatal(err)
+	}
+	s, _ := serve(t, query.Config{Gate: &doorman{}, Limits: p}, spec("mine", estate(alice, "mine", 1, 0)))
+	for who, told := range map[string]bool{alice: false, "reader": false, "operator": true} {
+		ctx := access.WithCaller(t.Context(), &access.Caller{Subject: who})
+		o := s.DefaultOptions()
+		o.PartialResponse = false
+		_, err := s.Instant(ctx, &query.Request{Query: "up", Start: time.Now(), End: time.Now(), Options: o})
+		var failed *query.Error
+		if !errors.Is(err, backend.ErrLimit) || !errors.As(err, &failed) {
+			t.Fatalf("%s: %v", who, err)
+		}
+		out, merr := json.Marshal(failed.Report)
+		if merr != nil {
+			t.Fatal(merr)
+		}
+		if got := strings.Contains(err.Error(), "other queries hold 1048569"); got != told {
+			t.Errorf("%s is told in the error: %t: %v", who, got, err)
+		}
+		if got := strings.Contains(string(out), "process_bytes\",\"used"); got != told {
+			t.Errorf("%s is told in the report: %t: %s", who, got, out)
+		}
 	}
 }

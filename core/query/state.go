@@ -146,7 +146,15 @@ func (r *request) visibleRules(g *storepb.RuleGroup) *storepb.RuleGroup {
 		case a != nil && r.grant.Owns(a.Labels):
 			rule = rule.CloneVT()
 			a = rule.GetAlert()
+			all := len(a.Alerts)
 			a.Alerts = slices.DeleteFunc(a.Alerts, func(x *storepb.AlertInstance) bool { return !r.grant.Owns(x.Labels) })
+			if len(a.Alerts) < all {
+				// The state is that of the alerts that are there.
+				a.State = storepb.AlertState_INACTIVE
+				for _, x := range a.Alerts {
+					a.State = max(a.State, x.State)
+				}
+			}
 			a.LastError = r.withheld(a.LastError)
 			kept = append(kept, rule)
 		case rec != nil && r.grant.Owns(rec.Labels):
@@ -270,7 +278,8 @@ func (r *request) discovered(ls *storepb.LabelSet) *storepb.LabelSet {
 
 // Metadata returns type, help and unit by metric; different entries for one
 // metric all stay. limit bounds the metrics, none below zero. A grant lets pass, from
-// each backend, the metrics of which it has had visible series in the past day.
+// each backend, the metrics of which it has had visible series in the past day; of one that
+// holds series of others as well, no more than its entries for a metric agree on.
 func (s *Service) Metadata(ctx context.Context, metric string, limit int, o Options) (*MetadataResult, error) {
 	claims := func(c *backend.Capabilities) bool { return c.Metadata }
 	ctx, r, answers, err := ask(ctx, s, &access.Ask{Kind: "metadata", Query: metric}, o, everything, claims,
@@ -360,11 +369,32 @@ func (r *request) cutMetadata(ctx context.Context, metric string, answers []fano
 		for name, metas := range answers[i].Value {
 			if slices.ContainsFunc(familySuffixes, func(suffix string) bool { return names[name+suffix] }) {
 				kept[name] = metas
+				if len(metas) > 1 && !fanout.Within(r.grant, &answers[i].Member.Info) {
+					kept[name] = agreed(metas)
+				}
 			}
 		}
 		answers[i].Value = kept
 	}
 	return nil
+}
+
+// agreed is what all entries for a metric have in common, of a backend that holds
+// series of others too: nobody can tell there which of them are whose.
+func agreed(metas []*storepb.Meta) []*storepb.Meta {
+	out := metas[0].CloneVT()
+	for _, m := range metas[1:] {
+		if m.GetType() != out.Type {
+			out.Type = "unknown"
+		}
+		if m.GetHelp() != out.Help {
+			out.Help = ""
+		}
+		if m.GetUnit() != out.Unit {
+			out.Unit = ""
+		}
+	}
+	return []*storepb.Meta{out}
 }
 
 // Exemplars returns the exemplars of the series that the selectors in expr match.
