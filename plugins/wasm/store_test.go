@@ -32,6 +32,7 @@ import (
 	"github.com/promweave/promweave/plugins/carrier"
 	"github.com/promweave/promweave/plugins/carrier/carriertest"
 	"github.com/promweave/promweave/plugins/wasm/fetch"
+	"github.com/promweave/promweave/plugins/wasm/meter"
 	"github.com/promweave/promweave/sdk/backend"
 	"github.com/promweave/promweave/sdk/filter"
 	"github.com/promweave/promweave/sdk/frame"
@@ -581,7 +582,7 @@ func TestCache(t *testing.T) {
 		t.Errorf("%v, %v", info.Mode(), err)
 	}
 	entries, err := os.ReadDir(dir)
-	if err != nil || len(entries) != 1 || !strings.HasPrefix(entries[0].Name(), "m1-"+digest(t, "testdata/rewrite.wasm")) {
+	if err != nil || len(entries) != 1 || !strings.HasPrefix(entries[0].Name(), fmt.Sprintf("m%d-%s", meter.Version, digest(t, "testdata/rewrite.wasm"))) {
 		t.Errorf("the cache holds %v, %v", entries, err)
 	}
 	if err := os.Chmod(dir, 0o770); err != nil { //nolint:gosec // this is what is refused

@@ -37,11 +37,14 @@ type Raw string
 // Identity configures how callers say who they are, over HTTP and gRPC. All empty
 // lets everybody in without a name.
 type Identity struct {
-	Users   map[string]string `koanf:"users" doc:"passwords of basic authentication by user, hashed with bcrypt"`
+	Users   map[string]string `koanf:"users" secret:"yes" doc:"passwords of basic authentication by user, hashed with bcrypt"`
 	JWT     JWT               `koanf:"jwt"`
 	MTLS    bool              `koanf:"mtls" doc:"a verified client certificate says who the caller is"`
 	Headers []string          `koanf:"headers" doc:"headers that filters may see, from callers who said who they are; as in thanos-tenant"`
 	Open    []string          `koanf:"open" doc:"paths that need no name, as in /metrics; health checks never do"`
+	// Operators are not asked for by filters there, so that a filter that fails can be
+	// looked at and started again.
+	Operators []string `koanf:"operators" doc:"callers who may see and restart plug-ins, reload, and see configuration and metrics, whatever filters say"`
 }
 
 // Enabled says whether callers have to say who they are.
@@ -86,7 +89,7 @@ type Plugin struct {
 	Permissions []string          `koanf:"permissions" doc:"what a module may do beyond nothing: clock, random, metrics, http"`
 	HTTP        []HTTPRule        `koanf:"http"`
 	Secrets     map[string]string `koanf:"secrets" path:"yes" doc:"files with what is added as Authorization to requests that name the secret"`
-	Env         map[string]string `koanf:"env" doc:"environment of a program; it has no other"`
+	Env         map[string]string `koanf:"env" secret:"yes" doc:"environment of a program; it has no other"`
 	PlainSocket bool              `koanf:"plain_socket" doc:"no TLS between Promweave and a program it started; the socket is in a directory for this user alone"`
 	Memory      Size              `koanf:"memory" doc:"most memory of a program, or of one instance of a module; 0 is 64MiB for modules, no limit for programs"`
 	TotalMemory Size              `koanf:"total_memory" doc:"most memory of all instances of a module; 0 is 512MiB"`
@@ -207,12 +210,34 @@ func (r Raw) redactedNode() *yaml.Node {
 			if hide && n.Value != "" {
 				n.SetString("<redacted>")
 			} else if n.Tag == "!!str" {
-				n.SetString(n.Value)
+				n.SetString(withoutPassword(n.Value))
 			}
 		}
 	}
 	walk(doc.Content[0], false)
 	return doc.Content[0]
+}
+
+// password matches that of a URL, or of a data source name, which is not always one.
+var password = regexp.MustCompile(`(?i)(://[^/@\s:]*:)[^@\s]*@|(\b(?:password|passwd|pwd|secret|token)\s*=\s*)[^\s;&]+`)
+
+func withoutPassword(s string) string {
+	return password.ReplaceAllStringFunc(s, func(m string) string {
+		p := password.FindStringSubmatch(m)
+		if p[1] != "" {
+			return p[1] + "<redacted>@"
+		}
+		return p[2] + "<redacted>"
+	})
+}
+
+// hidden is a mapping of which the names may be seen and the values may not.
+func hidden(m map[string]string) map[string]string {
+	out := make(map[string]string, len(m))
+	for k := range m {
+		out[k] = "<redacted>"
+	}
+	return out
 }
 
 var (

@@ -341,6 +341,9 @@ func plainNode(v reflect.Value) *yaml.Node {
 			if omitted(f) {
 				continue
 			}
+			if m, ok := f.Interface().(map[string]string); ok && v.Type().Field(i).Tag.Get("secret") != "" {
+				f = reflect.ValueOf(hidden(m))
+			}
 			n.Content = append(n.Content, scalar(name), plainNode(f))
 		}
 		return n

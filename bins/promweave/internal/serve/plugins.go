@@ -207,11 +207,12 @@ func (o *opened) between() {
 	if !who.Required() && o.f.who != nil {
 		who = o.f.who
 	}
-	o.f.doors.use(o.gateOf(links), who)
+	both := slices.DeleteFunc(slices.Clone(o.cfg.Auth.Operators), func(s string) bool { return !slices.Contains(o.f.auth.Operators, s) })
+	o.f.doors.use(o.gateOf(links), who, both)
 }
 
 // restore undoes between.
-func (f *filters) restore() { f.doors.use(f.gate, f.who) }
+func (f *filters) restore() { f.doors.use(f.gate, f.who, f.auth.Operators) }
 
 // check refuses what the configuration alone could not tell: what a plug-in's filter
 // is for is known when it has said so.
@@ -274,7 +275,7 @@ func (o *opened) chain(b config.Backend) (links []filtering.Link, uses []*shared
 // it any more.
 func (o *opened) commit() {
 	f := o.f
-	f.doors.use(o.gate, o.who)
+	f.doors.use(o.gate, o.who, o.cfg.Auth.Operators)
 	var old []*shared[*registry.Filter]
 	for name, s := range f.inForce {
 		if o.byName[name] != s {
@@ -376,21 +377,22 @@ type doors struct {
 
 // door is a gate, and the requests that are in it.
 type door struct {
-	gate *gate.Gate // nil: nobody decides
-	in   sync.WaitGroup
+	gate      *gate.Gate // nil: nobody decides
+	operators []string
+	in        sync.WaitGroup
 }
 
 var _ access.Gate = (*doors)(nil)
 
 // use puts a gate in force.
-func (d *doors) use(g *gate.Gate, who *identity.Verifier) {
+func (d *doors) use(g *gate.Gate, who *identity.Verifier, operators []string) {
 	d.who.Store(who)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.current != nil {
 		d.past = append(d.past, d.current)
 	}
-	d.current = &door{gate: g}
+	d.current = &door{gate: g, operators: operators}
 }
 
 // retire does something once nobody is in a door that is out of use.
@@ -417,8 +419,19 @@ func (d *doors) Admit(ctx context.Context, ask *access.Ask) (*access.Grant, erro
 	if x.gate == nil || identity.Open(ctx) && slices.Contains(openKinds, ask.Kind) {
 		return access.Everything(), nil
 	}
+	if slices.Contains(operatorKinds, ask.Kind) {
+		// Somebody has to see why a filter decides about nothing any more, and mend it.
+		if c := access.CallerOf(ctx); c.Method != "" && slices.Contains(x.operators, c.Subject) {
+			g := access.Everything()
+			g.Subject = c.Subject
+			return g, nil
+		}
+	}
 	return x.gate.Admit(ctx, ask)
 }
+
+// operatorKinds are requests that show no series.
+var operatorKinds = []string{"plugins", "plugin_restart", "reload", "config", "flags", "runtimeinfo", "buildinfo", "metrics", "profile", "stores", "openapi"}
 
 // openKinds are requests that auth.open can let anybody make. They show no series;
 // for all others an unknown caller is what it is, and filters decide.

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/promweave/promweave/bins/promweave/internal/config"
+	"github.com/promweave/promweave/core/access"
 	"github.com/promweave/promweave/plugins/identity"
 )
 
@@ -47,5 +48,42 @@ func TestVerifierStays(t *testing.T) {
 	first = apply(file)
 	if apply(file) == first {
 		t.Error("the keys in a file are not read again")
+	}
+}
+
+// TestOperators: they may look and mend although the filters let nobody in, and see
+// no series for it.
+func TestOperators(t *testing.T) {
+	f, err := newFilters(config.Plugins{Dir: t.TempDir()}, slog.New(slog.DiscardHandler), newMetrics())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.close()
+	o, err := f.open(t.Context(), config.Config{
+		Auth:    config.Identity{Operators: []string{"root"}},
+		Query:   config.Query{Filters: []string{"nobody"}},
+		Filters: []config.Filter{{Name: "nobody", Kind: config.FilterAuth, Config: `{"rules": [{"allow": false}]}`}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.commit()
+	for _, tc := range []struct {
+		method, subject, kind string
+		let                   bool
+	}{
+		{"basic", "root", "plugins", true},
+		{"basic", "root", "plugin_restart", true},
+		{"basic", "root", "reload", true},
+		{"basic", "root", "instant", false},
+		{"basic", "root", "report", false},
+		{"basic", "alice", "plugins", false},
+		{"", "root", "plugins", false},
+	} {
+		ctx := access.WithCaller(t.Context(), &access.Caller{Method: tc.method, Subject: tc.subject})
+		g, err := f.doors.Admit(ctx, &access.Ask{Kind: tc.kind})
+		if (err == nil) != tc.let || err == nil && !g.Admin {
+			t.Errorf("%+v: %+v, %v", tc, g, err)
+		}
 	}
 }
