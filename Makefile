@@ -20,15 +20,15 @@ run: build ## Build and start the demo: four stores, live data, things to try.
 
 .PHONY: test
 test: ## Run all tests that need no other servers.
-	$(GO) test $(PKGS)
+	$(GO) test -timeout 20m $(PKGS)
 
 .PHONY: race
 race: ## The same with the race detector, which takes longer.
-	$(GO) test -race $(PKGS)
+	$(GO) test -race -timeout 20m $(PKGS)
 
 .PHONY: integration
 integration: build ## Tests against real servers; .ci/run installs those (Debian packages).
-	$(GO) test -tags integration -run 'Integration|Real' -count=1 ./backends/... ./plugins/... ./bins/...
+	$(GO) test -tags integration -run 'Integration|Real' -count=1 -timeout 20m ./backends/... ./plugins/... ./bins/...
 
 .PHONY: build
 build: ## Build bin/promweave.
