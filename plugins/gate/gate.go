@@ -38,6 +38,7 @@ type Gate struct {
 	links     []Link
 	challenge string
 	log       *slog.Logger
+	large     chan struct{}
 }
 
 var _ access.Gate = (*Gate)(nil)
@@ -45,7 +46,7 @@ var _ access.Gate = (*Gate)(nil)
 // New returns a gate that asks those of the links, in order, whose plan has the
 // request hook. challenge goes with refusals of callers whom nobody knows.
 func New(links []Link, challenge string, log *slog.Logger) *Gate {
-	g := &Gate{challenge: challenge, log: log}
+	g := &Gate{challenge: challenge, log: log, large: make(chan struct{}, 1)}
 	for _, l := range links {
 		if slices.Contains(l.Filter.Plan().Hooks, filter.HookRequest) {
 			g.links = append(g.links, l)
@@ -63,8 +64,18 @@ func (g *Gate) Admit(ctx context.Context, ask *access.Ask) (*access.Grant, error
 	if len(g.links) == 0 {
 		return grant, nil
 	}
-	if err := check(caller, ask); err != nil {
+	size, err := check(caller, ask)
+	if err != nil {
 		return nil, err
+	}
+	if size > largeText {
+		// One after the other, so that they do not take each other's time.
+		select {
+		case g.large <- struct{}{}:
+			defer func() { <-g.large }()
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
 	}
 	call, err := callOf(caller, ask)
 	if err != nil {
@@ -184,12 +195,13 @@ var filterTypes = map[labels.MatchType]filter.MatchType{
 // get a filter out of service, for everybody, by what they ask.
 const (
 	mostText    = 512 << 10
-	matcherCost = 32
+	largeText   = 32 << 10
+	matcherCost = 256
 )
 
 // check refuses what cannot be put to filters: every one of them is to see the whole
 // request, and in the messages of the contract text is UTF-8.
-func check(c *access.Caller, ask *access.Ask) error {
+func check(c *access.Caller, ask *access.Ask) (int, error) {
 	size := len(ask.Query)
 	valid := utf8.ValidString(ask.Query)
 	for _, values := range c.Headers {
@@ -206,12 +218,12 @@ func check(c *access.Caller, ask *access.Ask) error {
 	}
 	switch {
 	case size > mostText:
-		return &access.Denied{Status: http.StatusRequestEntityTooLarge, Message: fmt.Sprintf(
+		return 0, &access.Denied{Status: http.StatusRequestEntityTooLarge, Message: fmt.Sprintf(
 			"the request is too large for the filters that decide about it: its matchers and headers come to %d bytes, and at most %d are allowed; ask for less at once", size, mostText)}
 	case !valid:
-		return &access.Denied{Status: http.StatusBadRequest, Message: "a matcher, a name or a header of the request is not valid UTF-8"}
+		return 0, &access.Denied{Status: http.StatusBadRequest, Message: "a matcher, a name or a header of the request is not valid UTF-8"}
 	}
-	return nil
+	return size, nil
 }
 
 func callOf(c *access.Caller, ask *access.Ask) (*filter.RequestCall, error) {

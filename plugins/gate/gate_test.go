@@ -176,6 +176,8 @@ func TestWhatCannotBeAsked(t *testing.T) {
 		{"plain", access.Ask{Query: "up", Selectors: of("a", "ü")}, header("a"), 0},
 		{"a large query", access.Ask{Query: strings.Repeat("x", 256<<10), Selectors: of("a", strings.Repeat("x", 200<<10))}, nil, 0},
 		{"many matchers", access.Ask{Selectors: many}, nil, 413},
+		{"many small matchers", access.Ask{Selectors: many[:10]}, nil, 413},
+		{"some matchers", access.Ask{Selectors: many[:5]}, nil, 0},
 		{"long matcher", access.Ask{Selectors: of("a", strings.Repeat("x", 1<<20))}, nil, 413},
 		{"long header", access.Ask{}, header(strings.Repeat("x", 1<<20)), 413},
 		{"query", access.Ask{Query: "\xff"}, nil, 400},
