@@ -606,3 +606,35 @@ func labelsText(ls *storepb.LabelSet) string {
 	}
 	return "{" + strings.Join(out, ",") + "}"
 }
+
+// double is a store whose rules, targets and exemplars have a label twice.
+type double struct{ full }
+
+func (d double) Rules(context.Context, *storepb.RulesRequest) ([]*storepb.RuleGroup, []backend.Notice, error) {
+	a := &storepb.Alert{Name: "x", Labels: set("tenant", "t", "tenant", "other")}
+	return []*storepb.RuleGroup{{Name: "g", Rules: []*storepb.Rule{{Result: &storepb.Rule_Alert{Alert: a}}}}}, nil, nil
+}
+
+func (d double) Targets(context.Context, storepb.TargetsRequest_State) (*storepb.TargetDiscovery, []backend.Notice, error) {
+	return &storepb.TargetDiscovery{DroppedTargets: []*storepb.DroppedTarget{{DiscoveredLabels: set("tenant", "t", "tenant", "other")}}}, nil, nil
+}
+
+func (d double) Exemplars(context.Context, [][]*labels.Matcher, int64, int64) ([]*storepb.ExemplarData, []backend.Notice, error) {
+	return []*storepb.ExemplarData{{SeriesLabels: set("tenant", "t", "tenant", "other")}}, nil, nil
+}
+
+// TestLabelTwice: what is no series must not show one value of a label to whoever
+// checks and another to whoever reads.
+func TestLabelTwice(t *testing.T) {
+	f := &fake{plan: filter.Plan{Operations: []filter.Operation{{Rename: &filter.Rename{From: "a", To: "b"}}}}}
+	w := filtering.Wrap(double{full{threeSeries()}}, []filtering.Link{{Filter: f}}, filtering.Options{})
+	ctx := enforcing(eq("tenant", "t"))
+	_, _, rules := w.(backend.RulesBackend).Rules(ctx, &storepb.RulesRequest{})
+	_, _, targets := w.(backend.TargetsBackend).Targets(ctx, storepb.TargetsRequest_ANY)
+	_, _, exemplars := w.(backend.ExemplarsBackend).Exemplars(ctx, [][]*labels.Matcher{{eq("c", "1")}}, 0, 1)
+	for what, err := range map[string]error{"rules": rules, "targets": targets, "exemplars": exemplars} {
+		if err == nil || !strings.Contains(err.Error(), "twice") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}

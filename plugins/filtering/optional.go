@@ -30,12 +30,23 @@ func (w *wrapped) refused(what string) error {
 	return backend.Errorf(backend.ErrUnsupported, "backend %s has no %s", w.name(), what)
 }
 
-// labelsOf makes a label set of one of the wire; of a name that is there twice the
-// first counts.
-func labelsOf(ls *storepb.LabelSet) labels.Labels {
+// reader makes label sets of those of the wire. A name that is there twice would let
+// a store show one value to whoever checks and another to whoever reads, so that it
+// fails the store's whole answer.
+type reader struct {
+	backend string
+	err     error
+}
+
+func (r *reader) labels(ls *storepb.LabelSet) labels.Labels {
 	b := labels.NewBuilder(labels.EmptyLabels())
-	for _, l := range slices.Backward(ls.GetLabels()) {
+	seen := make([]string, 0, 16)
+	for _, l := range ls.GetLabels() {
+		if slices.Contains(seen, l.GetName()) && r.err == nil {
+			r.err = backend.Errorf(backend.ErrInternal, "%s: the store sent a label set in which %q is there twice", named(r.backend), l.GetName())
+		}
 		if l.GetName() != "" {
+			seen = append(seen, l.GetName())
 			b.Set(l.GetName(), l.GetValue())
 		}
 	}
@@ -124,9 +135,12 @@ func (w *wrapped) Exemplars(ctx context.Context, selectors [][]*labels.Matcher, 
 		return nil, nil, err
 	}
 	notices = append(notices, ns...)
+	read := reader{backend: w.c.o.Backend}
 	sets := make([]labels.Labels, len(data))
 	for i, x := range data {
-		sets[i] = labelsOf(x.GetSeriesLabels())
+		if sets[i] = read.labels(x.GetSeriesLabels()); read.err != nil {
+			return nil, nil, read.err
+		}
 		if err := w.protect(all, sets[i]); err != nil {
 			return nil, nil, err
 		}
@@ -308,19 +322,23 @@ func (w *wrapped) Rules(ctx context.Context, req *storepb.RulesRequest) ([]*stor
 	if err != nil {
 		return nil, nil, err
 	}
+	read := reader{backend: w.c.o.Backend}
 	var sets []labels.Labels
 	for _, g := range in {
 		for _, rule := range g.GetRules() {
 			if a := rule.GetAlert(); a != nil {
-				sets = append(sets, labelsOf(a.GetLabels()))
+				sets = append(sets, read.labels(a.GetLabels()))
 				for _, x := range a.GetAlerts() {
-					sets = append(sets, labelsOf(x.GetLabels()))
+					sets = append(sets, read.labels(x.GetLabels()))
 				}
 				continue
 			}
-			lb := labels.NewBuilder(labelsOf(rule.GetRecording().GetLabels()))
+			lb := labels.NewBuilder(read.labels(rule.GetRecording().GetLabels()))
 			sets = append(sets, lb.Set(metricName, rule.GetRecording().GetName()).Labels())
 		}
+	}
+	if read.err != nil {
+		return nil, nil, read.err
 	}
 	sets, kept, ns, err := w.setsThrough(ctx, d, sets)
 	if err != nil {
@@ -397,12 +415,16 @@ func (w *wrapped) Targets(ctx context.Context, state storepb.TargetsRequest_Stat
 	if err != nil {
 		return nil, nil, err
 	}
+	read := reader{backend: w.c.o.Backend}
 	var shown, found []labels.Labels
 	for _, t := range in.GetActiveTargets() {
-		shown, found = append(shown, labelsOf(t.GetLabels())), append(found, labelsOf(t.GetDiscoveredLabels()))
+		shown, found = append(shown, read.labels(t.GetLabels())), append(found, read.labels(t.GetDiscoveredLabels()))
 	}
 	for _, t := range in.GetDroppedTargets() {
-		shown = append(shown, labelsOf(t.GetDiscoveredLabels()))
+		shown = append(shown, read.labels(t.GetDiscoveredLabels()))
+	}
+	if read.err != nil {
+		return nil, nil, read.err
 	}
 	shown, kept, ns, err := w.setsThrough(ctx, d, shown)
 	if err != nil {
