@@ -63,6 +63,17 @@ func (o *output) lines() []string {
 	return out
 }
 
+// isHeadline says whether a line is the first of what Go's runtime writes when it
+// gives up: where it cannot make a thread, for lack of memory, it is C's that speaks.
+func isHeadline(line string) bool {
+	for _, p := range []string{"panic: ", "fatal error: ", "runtime/cgo: ", "SIGABRT: "} {
+		if strings.HasPrefix(line, p) {
+			return true
+		}
+	}
+	return false
+}
+
 // line takes one line.
 func (o *output) line(stream string, line []byte) {
 	line = bytes.TrimRight(line, "\r")
@@ -70,7 +81,7 @@ func (o *output) line(stream string, line []byte) {
 		return
 	}
 	kept := line[:min(len(line), keptLength)]
-	panics := bytes.HasPrefix(kept, []byte("panic: ")) || bytes.HasPrefix(kept, []byte("fatal error: "))
+	panics := isHeadline(string(kept))
 
 	o.mu.Lock()
 	o.ring[o.next] = append(o.ring[o.next][:0], kept...)

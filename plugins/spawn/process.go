@@ -64,7 +64,7 @@ func detail(err error) string {
 	lines := e.lines
 	if n := len(lines); n > 4 {
 		tail := lines[n-3:]
-		if strings.HasPrefix(lines[0], "panic: ") || strings.HasPrefix(lines[0], "fatal error: ") {
+		if isHeadline(lines[0]) {
 			tail = append([]string{lines[0], "..."}, tail...)
 		}
 		lines = tail

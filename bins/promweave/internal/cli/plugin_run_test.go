@@ -77,7 +77,9 @@ config: {set: "cluster=eu1"}
 		t.Fatal(err, <-ended)
 	}
 	url = strings.TrimSpace(url)
-	version := func() string {
+	// version is what is served, once what was served before is gone: its calls may
+	// still end while the next one serves.
+	plugins := func() []struct{ Name, SHA256, State string } {
 		t.Helper()
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/api/v1/plugins", nil)
 		if err != nil {
@@ -92,10 +94,21 @@ config: {set: "cluster=eu1"}
 		var ans struct {
 			Data []struct{ Name, SHA256, State string }
 		}
-		if err := json.NewDecoder(resp.Body).Decode(&ans); err != nil || len(ans.Data) != 1 || ans.Data[0].State != "serving" {
-			t.Fatalf("%+v, %v", ans, err)
+		if err := json.NewDecoder(resp.Body).Decode(&ans); err != nil {
+			t.Fatal(err)
 		}
-		return ans.Data[0].SHA256
+		return ans.Data
+	}
+	version := func() string {
+		t.Helper()
+		for patience := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+			switch list := plugins(); {
+			case len(list) == 1 && list[0].State == "serving":
+				return list[0].SHA256
+			case time.Now().After(patience):
+				t.Fatalf("%+v", list)
+			}
+		}
 	}
 	until("answers there")
 	first := version()
