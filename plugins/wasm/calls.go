@@ -57,7 +57,10 @@ func (in *instance) configure() error {
 		if err := m.UnmarshalVT(b); err != nil || m.GetInstance() == 0 {
 			return in.fault(faultReply, "not a ConfigureReply with an instance")
 		}
-		in.id, c.configured = m.GetInstance(), true
+		in.id = m.GetInstance()
+		if !c.configured {
+			c.configured = true
+		}
 		return nil
 	}
 	_, reply, err := filter.DecodeConfigureReply(b)
@@ -76,7 +79,11 @@ func (in *instance) configure() error {
 	if c.configured && !reflect.DeepEqual(plan, c.plan) {
 		return in.fault(faultStart, fmt.Sprintf("its plan for %s is another one than before; load it as a plug-in of its own, or restart", c.name))
 	}
-	c.plan, c.configured = plan, true
+	if !c.configured {
+		// Written once, by the first instance, which is alone: later ones are made side
+		// by side and only read it.
+		c.plan, c.configured = plan, true
+	}
 	return nil
 }
 
