@@ -104,7 +104,8 @@ type Status struct {
 	PID int
 	// MemoryBytes that it takes, as far as is known.
 	MemoryBytes int64
-	// Instances alive and busy: of a WASM module its pool, otherwise configurations.
+	// Instances alive and busy: of a WASM module its pool, otherwise configurations. One
+	// that tidies up between calls is busy.
 	Instances, Busy int
 	// Calls so far.
 	Calls int64

@@ -252,9 +252,16 @@ func (c *Carrier) testConcurrent(t *testing.T) {
 		}
 	}
 	wg.Wait()
-	if s := p.Status(); s.Calls < 240 || s.Busy != 0 {
-		t.Errorf("status counts %d calls, %d running", s.Calls, s.Busy)
+	if s := p.Status(); s.Calls < 240 {
+		t.Errorf("status counts %d calls, 240 were made", s.Calls)
 	}
+	// Not at once: a carrier may let an instance tidy up, which counts as running.
+	eventually(t, "no call is running", func(context.Context) error {
+		if s := p.Status(); s.Busy != 0 {
+			return fmt.Errorf("status counts %d", s.Busy)
+		}
+		return nil
+	})
 }
 
 func (c *Carrier) testFilterErrors(t *testing.T) {
