@@ -184,16 +184,21 @@ with Promweave's own metrics, for every query. When a file changes it is built a
 and takes the place of the one before; when that fails, the one before stays.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			p, err := a.project(cmd, args, true)
+			p, err := a.project(cmd, args, false)
 			if err != nil {
 				return err
+			}
+			// Before the build: what changes from here on is built again.
+			built := sources(p)
+			if err := p.Build(cmd.Context(), a.talk); err != nil {
+				return failed(err)
 			}
 			dir, err := workbench.TempDir()
 			if err != nil {
 				return failed(err)
 			}
 			defer os.RemoveAll(dir)
-			if err := a.serveProject(cmd.Context(), p, dir, listen); err != nil {
+			if err := a.serveProject(cmd.Context(), p, built, dir, listen); err != nil {
 				return failed(err)
 			}
 			return nil
@@ -203,8 +208,9 @@ and takes the place of the one before; when that fails, the one before stays.`,
 	return cmd
 }
 
-// serveProject serves a project until ctx is done.
-func (a *app) serveProject(ctx context.Context, p *workbench.Project, dir, listen string) error {
+// serveProject serves a project, which was built of the sources built, until ctx is
+// done. dir is for what it runs of.
+func (a *app) serveProject(ctx context.Context, p *workbench.Project, built, dir, listen string) error {
 	file := filepath.Join(dir, "promweave.yaml")
 	if err := writeRunConfig(p, dir, file, listen); err != nil {
 		return err
@@ -222,7 +228,7 @@ func (a *app) serveProject(ctx context.Context, p *workbench.Project, dir, liste
 			watching = make(chan struct{})
 			go func(done chan struct{}) {
 				defer close(done)
-				a.rebuild(ctx, p, func() error {
+				a.rebuild(ctx, p, built, func() error {
 					if err := writeRunConfig(p, dir, file, listen); err != nil {
 						return err
 					}
@@ -284,11 +290,11 @@ func copyFile(to, from string) error {
 	return os.WriteFile(to, data, 0o700)
 }
 
-// rebuild builds and calls changed whenever the sources change, until ctx is done.
-func (a *app) rebuild(ctx context.Context, p *workbench.Project, changed func() error) {
+// rebuild builds and calls changed whenever the sources are no longer those that were
+// built, until ctx is done.
+func (a *app) rebuild(ctx context.Context, p *workbench.Project, built string, changed func() error) {
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
-	last := sources(p)
 	for {
 		select {
 		case <-ctx.Done():
@@ -296,10 +302,10 @@ func (a *app) rebuild(ctx context.Context, p *workbench.Project, changed func() 
 		case <-tick.C:
 		}
 		now := sources(p)
-		if now == last {
+		if now == built {
 			continue
 		}
-		last = now
+		built = now
 		next, err := workbench.Load(p.Dir)
 		if err == nil {
 			p.Manifest = next.Manifest

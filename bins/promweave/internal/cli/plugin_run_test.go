@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/promweave/promweave/bins/promweave/internal/workbench"
 )
 
 // TestPluginRun: a project is served, a change takes its place, and one that does not
@@ -130,5 +132,31 @@ config: {set: "cluster=eu1"}
 	}
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestRebuildMissesNothing: a change that came while the first build ran, or before
+// anybody watched, is built.
+func TestRebuildMissesNothing(t *testing.T) {
+	dir := t.TempDir()
+	put := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("plugin.yaml", "{name: x, version: 1.0.0, kind: filter, launch: wasm, file: build/x.wasm, build: [cp source.wasm build/x.wasm], protocol: {major: 1}}")
+	put("source.wasm", "one")
+	p, err := workbench.Load(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	built := sources(p)
+	put("source.wasm", "the other")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	(&app{out: io.Discard, talk: io.Discard, now: time.Now}).rebuild(ctx, p, built, func() error { cancel(); return nil })
+	if got, err := os.ReadFile(filepath.Join(dir, "build/x.wasm")); err != nil || string(got) != "the other" {
+		t.Errorf("built of %q, %v", got, err)
 	}
 }
