@@ -268,6 +268,40 @@ func (f *Frame) parse(b []byte) error {
 	return nil
 }
 
+// View makes f a view of b, of which somebody who is believed has checked everything, as
+// the host has of each frame that it sends: only what finding the parts needs is looked
+// at. In a module this is a large share of a call. Using f can panic if b is not as it
+// should be, but reads nothing beyond b. Chunks are left out; NameLists needs a frame that
+// was parsed.
+func (f *Frame) View(b []byte) error {
+	*f = Frame{copied: f.copied, groupRow: f.groupRow[:0], sparse: f.sparse[:0], rank: f.rank[:0], order: f.order[:0]}
+	if len(b) < frameHeader || string(b[:4]) != frameMagic || len(b)%4 != 0 || uint64(binary.LittleEndian.Uint32(b[4:])) != uint64(len(b)) {
+		return fault("does not begin with " + frameMagic + " and its length")
+	}
+	f.words, f.copied = wordsOf(b, f.copied)
+	w := f.words
+	names, symbols, symbolBytes, groups, rows := w[3], w[4], w[5], w[6], w[7]
+	r := reader{b: b, words: w, left: 1 << 62}
+	groupAt, ok1 := r.array(frameHeader, uint64(groups))
+	ends, ok2 := r.array(w[8], uint64(symbols)+1)
+	data, ok3 := r.bytes(w[9], symbolBytes)
+	if !ok1 || !ok2 || !ok3 || uint64(names) >= uint64(symbols) || groups > rows || rows > MaxRows {
+		return fault("its parts do not lie inside, or it has too many rows")
+	}
+	row := uint32(0)
+	for _, at := range groupAt {
+		head, ok := r.array(at, 2)
+		if !ok || head[0] > rows-row {
+			return fault("a group does not lie inside, or has too many rows")
+		}
+		f.groupRow = append(f.groupRow, row)
+		row += head[0]
+	}
+	f.symbols = symbolTable{at: ends, bytes: data}
+	f.names, f.b, f.rows, f.groups = names, b, int(rows), groupAt
+	return nil
+}
+
 // rankNames finds the order of the names, once and not for each group, so that long
 // names cannot cost more than their length. It is false if two are the same.
 func (f *Frame) rankNames() bool {
@@ -450,10 +484,16 @@ func (f *Frame) Symbol(id uint32) string { return f.symbols.get(id) }
 
 // FindName returns the symbol of a label name, 0 if the frame has none.
 func (f *Frame) FindName(name string) uint32 {
-	for id := uint32(1); id <= f.names; id++ {
-		if f.symbols.get(id) == name {
-			return id
+	if f.names == 0 {
+		return 0
+	}
+	at := f.symbols.at[1 : f.names+2]
+	from := at[0]
+	for i, to := range at[1:] {
+		if to-from == uint32(len(name)) && string(f.symbols.bytes[from:to]) == name {
+			return uint32(i) + 1
 		}
+		from = to
 	}
 	return 0
 }
@@ -503,6 +543,9 @@ func (g Group) First() int { return g.first }
 
 // Columns is the number of columns.
 func (g Group) Columns() int { return len(g.cols) / 3 }
+
+// Name is the symbol of column i's name.
+func (g Group) Name(i int) uint32 { return g.cols[3*i] }
 
 // Column returns column i.
 func (g Group) Column(i int) Column {

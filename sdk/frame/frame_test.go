@@ -303,11 +303,27 @@ func FuzzParse(f *testing.F) {
 // and written again.
 func checkParse(t *testing.T, in []byte) bool {
 	t.Helper()
-	var f Frame
+	var f, view Frame
+	viewed := view.View(in) // of whatever: an error, or a view, and no panic
 	if f.Parse(in) != nil {
 		return false
 	}
 	rows := rowsOf(&f)
+	if viewed != nil {
+		t.Fatalf("a frame that can be parsed cannot be viewed: %v", viewed)
+	}
+	bare := slices.Clone(rows)
+	for i := range bare {
+		bare[i].chunks = nil
+	}
+	if diff := cmp.Diff(bare, rowsOf(&view), cmp.AllowUnexported(row{}), cmpopts.EquateEmpty()); diff != "" {
+		t.Fatalf("a view differs (-parsed +viewed):\n%s", diff)
+	}
+	for id := range f.Names() + 1 {
+		if name := f.Symbol(uint32(id)); name != view.Symbol(uint32(id)) || f.FindName(name) != uint32(id) || view.FindName(name) != uint32(id) {
+			t.Fatalf("name %d, %q, is not found", id, name)
+		}
+	}
 	var b Builder
 	for i, row := range rows {
 		g := f.Group(f.GroupOf(i))

@@ -326,3 +326,22 @@ func TestReplyRoundTrip(t *testing.T) {
 		}
 	}
 }
+
+// TestIntern: a symbol is the same however many there are.
+func TestIntern(t *testing.T) {
+	var f Frame
+	if err := f.Parse(build(t, []row{{labels: []string{"a", "1"}}})); err != nil {
+		t.Fatal(err)
+	}
+	var r Reply
+	for range 2 { // the second time with what Reset left
+		r.Reset(&f)
+		for round := range 3 {
+			for i := range uint32(40) {
+				if id, want := r.Intern(strconv.Itoa(int(i))), uint32(f.Symbols())+i; id != want {
+					t.Fatalf("round %d: %d is symbol %d, want %d", round, i, id, want)
+				}
+			}
+		}
+	}
+}

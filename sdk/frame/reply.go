@@ -6,14 +6,18 @@ package frame
 import (
 	"encoding/binary"
 	"slices"
+	"unsafe"
 )
 
 // Reply is a reply that is being made. Reset it for each frame. Calls that make no
 // sense, like a column before any group, panic; what is merely wrong, like a name
 // twice, is found by who receives the reply.
 type Reply struct {
-	in       *Frame
+	in *Frame
+	// ids are the new symbols; the first few are only in few, where to compare is
+	// cheaper than to look up, by far in a module.
 	ids      map[string]uint32
+	few      []string
 	ends     []uint32 // of each new symbol in bytes
 	bytes    []byte
 	groups   []replyGroup // one per group of in
@@ -41,6 +45,8 @@ type replyColumn struct {
 func (r *Reply) Reset(in *Frame) {
 	r.in, r.current, r.begun = in, -1, false
 	clear(r.ids)
+	clear(r.few)
+	r.few = r.few[:0]
 	r.ends, r.bytes = r.ends[:0], r.bytes[:0]
 	n := in.Groups()
 	r.groups = slices.Grow(r.groups[:0], n)[:n]
@@ -58,18 +64,32 @@ func (r *Reply) Intern(s string) uint32 {
 	if s == "" {
 		return 0
 	}
-	if id, ok := r.ids[s]; ok {
-		return id
+	for i, t := range r.few {
+		if t == s {
+			return uint32(r.in.Symbols() + i)
+		}
 	}
-	if r.ids == nil {
-		r.ids = make(map[string]uint32)
+	if len(r.ends) >= fewSymbols {
+		if id, ok := r.ids[s]; ok {
+			return id
+		}
 	}
 	id := uint32(r.in.Symbols() + len(r.ends))
+	switch {
+	case len(r.few) < fewSymbols:
+		r.few = append(r.few, s)
+	case r.ids == nil:
+		r.ids = make(map[string]uint32)
+		fallthrough
+	default:
+		r.ids[s] = id
+	}
 	r.bytes = append(r.bytes, s...)
 	r.ends = append(r.ends, uint32(len(r.bytes)))
-	r.ids[s] = id
 	return id
 }
+
+const fewSymbols = 8
 
 // Touched says whether anything was changed.
 func (r *Reply) Touched() bool { return r.begun }
@@ -168,43 +188,56 @@ func (r *Reply) Append(b []byte) []byte {
 	begin := len(b)
 	b = slices.Grow(b, total)[:begin+total]
 	out := b[begin:]
-	copy(out, replyMagic)
-	head := writer{out, 4}
-	head.put(uint32(total), uint32(len(r.groups)), uint32(len(r.ends)), uint32(symbolsAt),
-		uint32(bytesAt), uint32(len(r.bytes)), 0)
-	at := replyHeader + 4*len(r.groups)
+	words, inPlace := numbers(out[:bytesAt])
+	words[0] = binary.LittleEndian.Uint32([]byte(replyMagic))
+	words[1], words[2], words[3] = uint32(total), uint32(len(r.groups)), uint32(len(r.ends))
+	words[4], words[5], words[6], words[7] = uint32(symbolsAt), uint32(bytesAt), uint32(len(r.bytes)), 0
+	at := replyHeader/4 + len(r.groups)
 	for i := range r.groups {
 		g := &r.groups[i]
 		if !g.begun {
-			head.put(0)
+			words[replyHeader/4+i] = 0
 			continue
 		}
-		head.put(uint32(at))
-		group := writer{out, at}
-		at += 8 + 12*len(g.columns)
-		keep := uint32(0)
+		words[replyHeader/4+i] = uint32(4 * at)
+		group := words[at : at+2+3*len(g.columns)]
+		at += len(group)
+		group[0], group[1] = uint32(len(g.columns)), 0
 		switch {
 		case g.none:
-			keep = keepNone
+			group[1] = keepNone
 		case g.keep != nil:
-			keep = uint32(at)
-			at = writeAll(out, at, g.keep)
+			group[1] = uint32(4 * at)
+			at += copy(words[at:], g.keep)
 		}
-		group.put(uint32(len(g.columns)), keep)
+		group = group[2:]
 		for j := range g.columns {
 			c := &g.columns[j]
 			if c.source == FromRefs {
-				c.arg = uint32(at)
-				at = writeAll(out, at, c.refs)
+				c.arg = uint32(4 * at)
+				at += copy(words[at:], c.refs)
 			}
-			group.put(c.name, uint32(c.source), c.arg)
+			group[0], group[1], group[2] = c.name, uint32(c.source), c.arg
+			group = group[3:]
 		}
 	}
-	symbols := writer{out, symbolsAt}
-	symbols.put(0)
-	writeAll(out, symbolsAt+4, r.ends)
+	words[at] = 0
+	copy(words[at+1:], r.ends)
+	if !inPlace {
+		writeAll(out, 0, words)
+	}
 	clear(out[bytesAt+copy(out[bytesAt:], r.bytes):])
 	return b
+}
+
+// numbers is room for as many little-endian numbers as b holds: b itself if the machine
+// is so and b is aligned, otherwise memory of its own, to be written to b in the end.
+func numbers(b []byte) (words []uint32, inPlace bool) {
+	p := unsafe.Pointer(unsafe.SliceData(b))
+	if binary.NativeEndian.Uint16([]byte{1, 0}) == 1 && uintptr(p)%4 == 0 {
+		return unsafe.Slice((*uint32)(p), len(b)/4), true
+	}
+	return make([]uint32, len(b)/4), false
 }
 
 // writer writes numbers one after the other into room that is there.

@@ -53,7 +53,6 @@ func (n *NameLists) Append(dst []byte, f *Frame) ([]byte, error) {
 
 // list is the number of the list of names that a row has.
 func (n *NameLists) list(g Group, r int) int {
-	n.key = n.key[:0]
 	begin := len(n.keys)
 	for c := range g.Columns() {
 		if col := g.Column(c); col.Form == Withheld || col.Ref(r) != 0 {
@@ -65,24 +64,35 @@ func (n *NameLists) list(g Group, r int) int {
 		n.keys = n.keys[:begin]
 		return last
 	}
-	for _, name := range n.keys[begin:] {
-		n.key = binary.LittleEndian.AppendUint32(n.key, name)
-	}
-	if list, ok := n.lists[string(n.key)]; ok {
-		n.keys = n.keys[:begin]
-		return list
-	}
-	if n.lists == nil {
-		n.lists = make(map[string]int)
-	}
 	list := len(n.first)
-	n.lists[string(n.key)] = list
+	if list > 0 {
+		if n.lists == nil {
+			n.lists = make(map[string]int)
+		}
+		if list == 1 {
+			n.lists[string(n.keyOf(n.keys[:begin]))] = 0
+		}
+		key := n.keyOf(n.keys[begin:])
+		if list, ok := n.lists[string(key)]; ok {
+			n.keys = n.keys[:begin]
+			return list
+		}
+		n.lists[string(key)] = list
+	}
 	n.first = append(n.first, begin)
 	for _, name := range n.keys[begin:] {
 		n.builder.withhold(name)
 	}
 	n.builder.EndRow()
 	return list
+}
+
+func (n *NameLists) keyOf(names []uint32) []byte {
+	n.key = n.key[:0]
+	for _, name := range names {
+		n.key = binary.LittleEndian.AppendUint32(n.key, name)
+	}
+	return n.key
 }
 
 // Of is the group, in the frame that was made, that stands for a row of f, by the

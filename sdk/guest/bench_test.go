@@ -72,10 +72,11 @@ func BenchmarkRewrite(b *testing.B) {
 			_ = lb.Labels()
 		}
 	}
+	modules := built(b)
 	for _, l := range languages {
-		code, err := golden(l.golden)
-		if err != nil {
-			b.Fatal(err)
+		code, ok := modules[l.name]
+		if !ok {
+			code = modules[l.name+" golden"]
 		}
 		for _, mode := range modes {
 			b.Run(l.name+"/"+mode.name, func(b *testing.B) {

@@ -166,14 +166,25 @@ func selectHook(p unsafe.Pointer, n uint32) uint64 {
 }
 
 //go:wasmexport promweave_rewrite
-func rewrite(p unsafe.Pointer, n uint32) uint64 {
+func rewrite(p unsafe.Pointer, n uint32) (r uint64) {
 	output = output[:0]
 	if rewriter == nil {
 		return result(n, unsupported, refusal("the filter has no rewrite hook"))
 	}
-	if err := in.Parse(argument(p, n)); err != nil {
+	// The host has checked the frame, which is not done again unless something is wrong.
+	arg := argument(p, n)
+	if err := in.View(arg); err != nil {
 		return result(n, invalid, err)
 	}
+	defer func() {
+		if p := recover(); p != nil {
+			err := in.Parse(arg)
+			if err == nil {
+				panic(p) // of the filter's own
+			}
+			r = result(n, invalid, err)
+		}
+	}()
 	out.Reset(&in)
 	if err := rewriter.Rewrite(&in, &out); err != nil {
 		return result(n, internal, err)

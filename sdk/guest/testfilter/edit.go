@@ -12,11 +12,17 @@ type edit struct {
 	out   *frame.Reply
 	g     frame.Group
 	cols  []column
-	names map[string]uint32
+	names []named
 	// memo[k] is what symbols of the frame become by mapping k, and 1 added to it; 0
 	// is not known yet.
 	memo [][]uint32
 	strs []string // of new symbols, from the frame's number of symbols on
+}
+
+// named is a label name and its symbol.
+type named struct {
+	text string
+	id   uint32
 }
 
 // column is a column to be: an input column, or one value.
@@ -30,11 +36,7 @@ type column struct {
 
 func (e *edit) begin(in *frame.Frame, out *frame.Reply, mappings int) {
 	e.in, e.out = in, out
-	if e.names == nil {
-		e.names = make(map[string]uint32)
-	}
-	clear(e.names)
-	e.strs = e.strs[:0]
+	e.names, e.strs = e.names[:0], e.strs[:0]
 	for len(e.memo) < mappings {
 		e.memo = append(e.memo, nil)
 	}
@@ -54,20 +56,23 @@ func (e *edit) group(i int) {
 	e.out.Group(i)
 	e.cols = e.cols[:0]
 	for c := range e.g.Columns() {
-		e.cols = append(e.cols, column{name: e.g.Column(c).Name, input: c, mapped: -1})
+		e.cols = append(e.cols, column{name: e.g.Name(c), input: c, mapped: -1})
 	}
 }
 
 // name is the symbol of a label name: the frame's, or else a new one. Names are looked
 // up once for all groups.
 func (e *edit) name(s string) uint32 {
-	id, ok := e.names[s]
-	if !ok {
-		if id = e.in.FindName(s); id == 0 {
-			id = e.intern(s)
+	for i := range e.names {
+		if e.names[i].text == s {
+			return e.names[i].id
 		}
-		e.names[s] = id
 	}
+	id := e.in.FindName(s)
+	if id == 0 {
+		id = e.intern(s)
+	}
+	e.names = append(e.names, named{s, id})
 	return id
 }
 

@@ -21,6 +21,8 @@ pub struct Frame<'a> {
 }
 
 const HEADER: usize = 12;
+/// How many new symbols are found by comparing.
+const FEW: usize = 8;
 
 impl<'a> Frame<'a> {
     /// None if the bytes are not a frame of version 1.
@@ -192,12 +194,13 @@ impl<'a> Reply<'a> {
     pub fn new(input: &'a Frame<'a>) -> Reply<'a> {
         Reply {
             input,
-            ends: Vec::new(),
-            bytes: Vec::new(),
+            // Room for what most replies need: to grow step by step costs more than all else.
+            ends: Vec::with_capacity(FEW),
+            bytes: Vec::with_capacity(128),
             slots: Vec::new(),
-            out: Vec::new(),
+            out: Vec::with_capacity(128),
             group: None,
-            columns: Vec::new(),
+            columns: Vec::with_capacity(32),
             keep: Vec::new(),
             none: false,
         }
@@ -214,6 +217,13 @@ impl<'a> Reply<'a> {
         if s.is_empty() {
             return 0;
         }
+        // To compare a few is cheaper than to look up.
+        if self.ends.len() < FEW {
+            if let Some(i) = (0..self.ends.len()).find(|&i| self.new_symbol(i) == s.as_bytes()) {
+                return self.input.symbols() + i as u32;
+            }
+            return self.append(s);
+        }
         if self.ends.len() * 2 >= self.slots.len() {
             self.slots = vec![0; (self.slots.len() * 2).max(32)];
             for i in 0..self.ends.len() {
@@ -223,11 +233,16 @@ impl<'a> Reply<'a> {
         }
         let slot = self.slot(hash(s.as_bytes()), Some(s.as_bytes()));
         if self.slots[slot] == 0 {
-            self.bytes.extend_from_slice(s.as_bytes());
-            self.ends.push(self.bytes.len() as u32);
+            self.append(s);
             self.slots[slot] = self.ends.len() as u32;
         }
         self.input.symbols() + self.slots[slot] - 1
+    }
+
+    fn append(&mut self, s: &str) -> u32 {
+        self.bytes.extend_from_slice(s.as_bytes());
+        self.ends.push(self.bytes.len() as u32);
+        self.input.symbols() + self.ends.len() as u32 - 1
     }
 
     /// The slot of a string, or the first empty one.
@@ -249,10 +264,14 @@ impl<'a> Reply<'a> {
     }
 
     /// The column that the group has now under a name.
-    #[inline(never)]
     fn find(&self, name: &str) -> Option<usize> {
+        self.find_id(name, self.input.find_name(name))
+    }
+
+    /// The same, if the frame's symbol of the name is id, or 0.
+    #[inline(never)]
+    fn find_id(&self, name: &str, id: u32) -> Option<usize> {
         let old = self.input.symbols();
-        let id = self.input.find_name(name);
         self.columns.iter().position(|c| {
             let new = c.0.wrapping_sub(old) as usize;
             if c.0 < old { c.0 == id && id != 0 } else { new < self.ends.len() && self.new_symbol(new) == name.as_bytes() }
@@ -262,7 +281,7 @@ impl<'a> Reply<'a> {
     /// Begins the reply to a group, which then has the columns that are added and no others.
     pub fn group(&mut self, i: usize) {
         if self.out.is_empty() {
-            self.out = vec![0; 8 + self.input.group_at.len()];
+            self.out.resize(8 + self.input.group_at.len(), 0);
         }
         self.close();
         self.group = Some(self.input.group(i));
@@ -281,8 +300,13 @@ impl<'a> Reply<'a> {
     }
 
     fn put(&mut self, name: &str, s: Source) {
-        self.drop(name);
-        let id = self.name(name);
+        let mut id = self.input.find_name(name);
+        if let Some(i) = self.find_id(name, id) {
+            self.columns.swap_remove(i);
+        }
+        if id == 0 {
+            id = self.value(name);
+        }
         self.columns.push((id, s));
     }
     /// Gives a label the values of column `i` of the group, withheld or not.
