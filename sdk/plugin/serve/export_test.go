@@ -13,3 +13,10 @@ var WatchParent = watchParent
 
 // CheckVersion is checkVersion.
 var CheckVersion = checkVersion
+
+// RaiseHeap is raiseHeap, and how much it takes.
+func RaiseHeap() int {
+	unused = nil
+	raiseHeap()
+	return len(unused)
+}

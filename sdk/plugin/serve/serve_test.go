@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"iter"
 	"net"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -291,6 +292,22 @@ func TestWatchParent(t *testing.T) {
 			t.Error("a parent that is another one is not noticed")
 		}
 	})
+}
+
+// TestRaiseHeap: what is set by hand stands, and of a small limit little is taken.
+func TestRaiseHeap(t *testing.T) {
+	t.Setenv("GOGC", "")
+	if n := serve.RaiseHeap(); n != 64<<20 {
+		t.Errorf("%d bytes", n)
+	}
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(128 << 20))
+	if n := serve.RaiseHeap(); n != 8<<20 {
+		t.Errorf("of 128 MiB: %d bytes", n)
+	}
+	t.Setenv("GOGC", "50")
+	if n := serve.RaiseHeap(); n != 0 {
+		t.Errorf("with GOGC: %d bytes", n)
+	}
 }
 
 func TestVersionMismatch(t *testing.T) {
