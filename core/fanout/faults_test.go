@@ -691,3 +691,38 @@ func TestReplicaOrder(t *testing.T) {
 		}
 	}
 }
+
+// TestMatchersAreChecked: a backend that anybody may have written is told from one that
+// heeds matchers, also of labels that it lacks. Of a label that it took off it cannot be.
+func TestMatchersAreChecked(t *testing.T) {
+	both(t, func(t *testing.T, ask func(context.Context, *world, *backend.SeriesRequest) ([]string, error)) {
+		for _, c := range []struct {
+			matcher *labels.Matcher
+			without []string
+			trusted bool
+			caught  bool
+		}{
+			{matcher: labels.MustNewMatcher(labels.MatchEqual, "m", "1"), caught: true},
+			{matcher: labels.MustNewMatcher(labels.MatchEqual, "m", "1"), trusted: true},
+			{matcher: labels.MustNewMatcher(labels.MatchNotEqual, "absent", ""), caught: true},
+			{matcher: labels.MustNewMatcher(labels.MatchEqual, "absent", "")},
+			{matcher: labels.MustNewMatcher(labels.MatchRegexp, "m", "1|2")},
+			{matcher: labels.MustNewMatcher(labels.MatchEqual, "replica", "x"), caught: true},
+			{matcher: labels.MustNewMatcher(labels.MatchEqual, "replica", "x"), without: []string{"replica"}},
+		} {
+			m := member("deaf", fakestore.Sends([]backend.Series{one("m", "1")}, []backend.Series{one("m", "2")}))
+			m.CheckMatchers = !c.trusted
+			m.Info.Capabilities.WithoutReplicaLabels = true
+			w := newWorld(t, limits.Config{}, true, m)
+			req := request()
+			req.Matchers, req.WithoutReplicaLabels = []*labels.Matcher{c.matcher}, c.without
+			if _, err := ask(t.Context(), w, req); err != nil {
+				t.Fatal(err)
+			}
+			r := w.sel.Backends[0]
+			if caught := r.State == report.RowFailed && r.Reason == report.ReasonProtocol && strings.Contains(r.Detail, "S-6") && strings.Contains(r.Detail, c.matcher.String()); caught != c.caught {
+				t.Errorf("%s, %+v: %+v", c.matcher, c, r)
+			}
+		}
+	})
+}

@@ -60,10 +60,37 @@ func (s *Session) adapt(a *ask, req *backend.SeriesRequest, raw bool) (*backend.
 		if g.Scoped() {
 			seq = s.verified(a, seq)
 		}
+		if a.m.CheckMatchers {
+			seq = matching(seq, &sent)
+		}
 		if lo != math.MinInt64 || hi != math.MaxInt64 {
 			seq = within(seq, lo, hi, raw)
 		}
 		return shaping.Compensate(caps, req, seq)
+	}
+}
+
+// matching ends a sequence at the first series that req did not ask for. Of labels that
+// the backend took off nothing can be said.
+func matching(seq iter.Seq2[*backend.Batch, error], req *backend.SeriesRequest) iter.Seq2[*backend.Batch, error] {
+	ms := slices.DeleteFunc(slices.Clone(req.Matchers), func(m *labels.Matcher) bool { return slices.Contains(req.WithoutReplicaLabels, m.Name) })
+	return func(yield func(*backend.Batch, error) bool) {
+		for b, err := range seq {
+			if err == nil {
+				for i := range b.Len() {
+					ls := b.At(i).Labels
+					for _, m := range ms {
+						if !m.Matches(ls.Get(m.Name)) {
+							yield(nil, &protocolError{"S-6", fmt.Sprintf("it sent %s, which does not match %s", ls, m)})
+							return
+						}
+					}
+				}
+			}
+			if !yield(b, err) || err != nil {
+				return
+			}
+		}
 	}
 }
 

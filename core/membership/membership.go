@@ -37,6 +37,9 @@ type Spec struct {
 	// must not see everything. Without it such requests learn them from its series,
 	// whose label sets can be checked one by one.
 	TrustLabels bool
+	// CheckMatchers: each series of it is compared with the matchers that it was sent
+	// (rule S-6). It is for backends that anybody may have written; ours are tested.
+	CheckMatchers bool
 }
 
 // Window bounds in time what a backend may be asked for.
@@ -89,9 +92,9 @@ type Member struct {
 	Timeout time.Duration
 	// AskMin and AskMax are the configured window, to which requests are cut.
 	AskMin, AskMax int64
-	// TrustLabels: see Spec.
-	TrustLabels bool
-	Backend     backend.Backend
+	// TrustLabels and CheckMatchers: see Spec.
+	TrustLabels, CheckMatchers bool
+	Backend                    backend.Backend
 }
 
 // Options of a Set; zero values mean the defaults in brackets.
@@ -326,7 +329,7 @@ func (s *Set) members(now time.Time) []*Member {
 			}
 			st.Info.MinTime = max(st.Info.MinTime, lo)
 			st.Info.MaxTime = min(st.Info.MaxTime, hi)
-			members = append(members, Member{Status: st, Timeout: e.Timeout, AskMin: lo, AskMax: hi, TrustLabels: e.TrustLabels, Backend: x.b})
+			members = append(members, Member{Status: st, Timeout: e.Timeout, AskMin: lo, AskMax: hi, TrustLabels: e.TrustLabels, CheckMatchers: e.CheckMatchers, Backend: x.b})
 		}
 	}
 	byName := func(a, b *Member) int { return strings.Compare(a.Name, b.Name) }

@@ -8,10 +8,14 @@ package registry
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -212,6 +216,45 @@ func (r *Registry) pin(s *Spec) error {
 	var err error
 	if s.SHA256, err = p.Pinned(s.Path); err != nil {
 		return fmt.Errorf("%s %s: %w", s.Launch, s.origin(), err)
+	}
+	return nil
+}
+
+// Examine says why the file of a spec would not run, nil if it would: its digest, and
+// what the Verifier says. Nothing of it runs.
+func (r *Registry) Examine(spec Spec) error {
+	if spec.Launch != Spawn && spec.Launch != WASM {
+		return nil
+	}
+	if err := r.pin(&spec); err != nil {
+		return err
+	}
+	fail := func(err error) error { return fmt.Errorf("%s %s: %w", spec.Launch, spec.origin(), err) }
+	f, err := os.Open(spec.Path)
+	if err != nil {
+		return fmt.Errorf("%s: %w", spec.Launch, err)
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s: %w", spec.Launch, err)
+	case !st.Mode().IsRegular():
+		return fail(errors.New("is no file"))
+	case spec.Launch == Spawn && st.Mode()&0o111 == 0:
+		return fail(fmt.Errorf("is not executable: chmod +x %s", spec.Path))
+	}
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return fail(err)
+	}
+	if sum := hex.EncodeToString(h.Sum(nil)); spec.SHA256 != "" && sum != spec.SHA256 {
+		return fail(fmt.Errorf("has sha256 %s, not %s: it is another file than the configuration means, or was changed", sum, spec.SHA256))
+	}
+	if r.o.Verifier != nil {
+		if _, err := r.o.Verifier.Verify(spec.Path, spec.SHA256); err != nil {
+			return fail(err)
+		}
 	}
 	return nil
 }

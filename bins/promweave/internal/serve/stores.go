@@ -113,7 +113,8 @@ func (s *stores) open(ctx context.Context, cfg config.Config, filters *opened) (
 				Name: bc.Name, Kind: cmp.Or(bc.Kind, "plugin"), Required: bc.Required, Timeout: bc.Timeout,
 				Window: membership.Window{Min: bound(bc.Time.Min), Max: bound(bc.Time.Max)},
 				// Ours, and nothing between them and us.
-				TrustLabels: (bc.TSDB != nil || bc.Prometheus != nil) && len(st.uses) == 0,
+				TrustLabels:   (bc.TSDB != nil || bc.Prometheus != nil) && len(st.uses) == 0,
+				CheckMatchers: bc.Plugin != nil,
 			},
 			Backend: st.b, Close: st.end,
 		})
