@@ -99,8 +99,10 @@ type Member struct {
 
 // Options of a Set; zero values mean the defaults in brackets.
 type Options struct {
-	// Interval between two rounds of Info [5s].
-	Interval time.Duration
+	// Interval between two rounds of Info [5s]. A backend that was well less than five
+	// minutes ago, or was never asked before, is asked every RetryInterval [1s] instead
+	// while it is not: what was started again is of use at once.
+	Interval, RetryInterval time.Duration
 	// Timeout of one Info [5s]; the contract gives a backend no more (rule I-1).
 	Timeout time.Duration
 	Logger  *slog.Logger
@@ -137,7 +139,13 @@ type record struct {
 	lastErr   string
 	gone      string // as last logged
 	checking  bool
+	begun     time.Time // of that check
+	// lapsed is when it was found unhealthy after it had been well, or was new.
+	lapsed, tried time.Time
 }
+
+// lapse is how long after a backend was well it is asked more often.
+const lapse = 5 * time.Minute
 
 // generation is the entries between two reloads. Its backends are closed when
 // it has been replaced and the last query that uses it is done.
@@ -153,6 +161,9 @@ func New(entries []Entry, o Options) *Set {
 	if o.Interval <= 0 {
 		o.Interval = 5 * time.Second
 	}
+	if o.RetryInterval <= 0 {
+		o.RetryInterval = min(time.Second, o.Interval)
+	}
 	if o.Timeout <= 0 {
 		o.Timeout = 5 * time.Second
 	}
@@ -167,13 +178,54 @@ func New(entries []Entry, o Options) *Set {
 func (s *Set) Run(ctx context.Context) error {
 	t := time.NewTicker(s.opts.Interval)
 	defer t.Stop()
+	again := time.NewTicker(s.opts.RetryInterval)
+	defer again.Stop()
 	defer s.Close()
 	for {
 		s.Refresh(ctx)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-t.C:
+		for waiting := true; waiting; {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-again.C:
+				s.retry(ctx)
+			case <-t.C:
+				waiting = false
+			}
+		}
+	}
+}
+
+// retry asks those who were well a while ago, and waits for nobody.
+func (s *Set) retry(ctx context.Context) {
+	now := time.Now()
+	due := func(r *record) bool {
+		return r != nil && !r.healthy && !r.checking && !r.lapsed.IsZero() && now.Sub(r.lapsed) < lapse && now.Sub(r.tried) >= s.opts.RetryInterval/2
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	some := false
+	for _, r := range s.known {
+		some = some || due(r)
+	}
+	if !some {
+		return
+	}
+	gen := s.gen
+	for _, e := range gen.entries {
+		for _, x := range expand(e) {
+			r := s.known[key{x.name, x.b}]
+			if x.gone != "" || !due(r) {
+				continue
+			}
+			r.checking, r.begun = true, now
+			gen.users++
+			go func() {
+				ctx, cancel := context.WithTimeout(ctx, s.opts.Timeout)
+				defer cancel()
+				s.check(ctx, x, r)
+				(&View{set: s, gen: gen}).Release()
+			}()
 		}
 	}
 }
@@ -450,7 +502,7 @@ func (s *Set) learn(ctx context.Context, all []expected) {
 		if r.checking {
 			continue
 		}
-		r.checking = true
+		r.checking, r.begun = true, time.Now()
 		waiting++
 		go func() {
 			s.check(ctx, x, r)
@@ -477,7 +529,7 @@ func (s *Set) learn(ctx context.Context, all []expected) {
 	}
 	s.mu.Lock()
 	for _, x := range all {
-		if r := s.known[key{x.name, x.b}]; r != nil && r.checking {
+		if r := s.known[key{x.name, x.b}]; r != nil && r.checking && time.Since(r.begun) >= s.opts.Timeout {
 			r.healthy, r.lastErr = false, fmt.Sprintf("no Info within %s, and still hanging", s.opts.Timeout)
 		}
 	}
@@ -490,7 +542,10 @@ func (s *Set) check(ctx context.Context, x expected, r *record) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	was, first := r.healthy, !r.known && r.lastErr == ""
-	r.checking = false
+	r.checking, r.tried = false, now
+	if err != nil && (was || r.lapsed.IsZero()) {
+		r.lapsed = now
+	}
 	if err != nil {
 		if errors.Is(err, context.DeadlineExceeded) {
 			err = fmt.Errorf("no Info within %s: %w", s.opts.Timeout, err)

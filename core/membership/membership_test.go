@@ -233,6 +233,64 @@ func TestRun(t *testing.T) {
 	})
 }
 
+// TestRetry: what was well a while ago is asked often, and what has been down for long
+// is not; one that hangs is left alone.
+func TestRetry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var down, hangs atomic.Bool
+		var asked atomic.Int64
+		b := &fakestore.Script{OnInfo: func(ctx context.Context) (backend.Info, error) {
+			asked.Add(1)
+			if hangs.Load() {
+				<-ctx.Done()
+			}
+			if down.Load() {
+				return backend.Info{}, errors.New("down")
+			}
+			return info(), nil
+		}}
+		set := membership.New([]membership.Entry{entry("a", b)}, membership.Options{})
+		healthy := func() bool { return set.Status()[0].Healthy }
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- set.Run(ctx) }()
+		down.Store(true)
+		time.Sleep(5*time.Second + 100*time.Millisecond) // a round has found out
+		if healthy() {
+			t.Error("down, and healthy")
+		}
+		asked.Store(0)
+		time.Sleep(3 * time.Second)
+		if n := asked.Load(); n < 2 || n > 4 {
+			t.Errorf("asked %d times in 3 s", n)
+		}
+		down.Store(false)
+		time.Sleep(1100 * time.Millisecond)
+		if !healthy() {
+			t.Error("back for more than a second, and not healthy")
+		}
+		hangs.Store(true)
+		time.Sleep(time.Minute)
+		asked.Store(0)
+		time.Sleep(time.Minute)
+		if n := asked.Load(); n > 12 {
+			t.Errorf("one that hangs was asked %d times in a minute", n)
+		}
+		hangs.Store(false)
+		down.Store(true)
+		time.Sleep(10 * time.Minute)
+		asked.Store(0)
+		time.Sleep(time.Minute)
+		if n := asked.Load(); n < 11 || n > 13 {
+			t.Errorf("one that has been down for long was asked %d times in a minute", n)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 type group struct {
 	fakestore.Script
 	mu      sync.Mutex
