@@ -87,7 +87,7 @@ func New(cfg Config) (p *Plugin, err error) {
 		d = cfg.Backend.Describe()
 	}
 	d.Minor = pluginpb.Minor
-	p.description = carrier.Description{Description: d, Backend: cfg.Backend != nil}
+	p.description = carrier.Description{Description: d, Backend: cfg.Backend != nil, Known: true}
 	if p.cfg.Name == "" {
 		p.cfg.Name = d.Name
 	}

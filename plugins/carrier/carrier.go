@@ -27,7 +27,7 @@ import (
 //	     backoff, and refuse meanwhile with an error that wraps ErrFault and
 //	     backend.ErrUnavailable.
 type Plugin interface {
-	// Description is what the plug-in said of itself when it was first loaded.
+	// Description is what the plug-in said of itself when it was first loaded, or met.
 	Description() Description
 	// Filter configures an instance of a filter. It outlives restarts of the plug-in.
 	Filter(ctx context.Context, c *filter.Config) (Filter, error)
@@ -70,6 +70,9 @@ type Description struct {
 	filter.Description
 	// Backend says that it is a store backend; otherwise it is a filter.
 	Backend bool
+	// Known is false as long as the plug-in has never answered: all that there is then is
+	// a name, that of the configuration.
+	Known bool
 }
 
 // State is what a plug-in is doing.

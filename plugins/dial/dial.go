@@ -8,8 +8,11 @@ package dial
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"regexp"
+	"strings"
 	"sync"
 	"time"
 
@@ -19,6 +22,7 @@ import (
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
 
 	"github.com/promweave/promweave/plugins/carrier"
 	"github.com/promweave/promweave/plugins/internal/remote"
@@ -284,7 +288,9 @@ func (p *Plugin) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		p.tally.Fault(kind, err)
+		if !errors.Is(err, carrier.ErrFault) { // otherwise it is counted already
+			p.tally.Fault(kind, err)
+		}
 		if failures >= p.cfg.FailAfter {
 			p.tally.State(carrier.Failed)
 		} else {
@@ -329,12 +335,42 @@ func (p *Plugin) run(ctx context.Context) {
 			look := time.Duration(0)
 			if state == connectivity.TransientFailure {
 				// It stays so until it is ready, although there are attempts.
-				lose(tally.Unhealthy, fmt.Errorf("%s cannot be reached; is the service running, and does it want TLS?", p.cfg.Address), 0)
+				lose(tally.Unhealthy, p.unreachable(ctx), 0)
 				look = p.cfg.HealthEvery
 			}
 			p.wait(ctx, state, look)
 		}
 	}
+}
+
+// quoted is how gRPC wraps the error of a connection.
+var quoted = regexp.MustCompile(`(?s)^connection error: desc = "(.*)"$`)
+
+// unreachable is why there is no connection: a call that does not wait for one is told.
+func (p *Plugin) unreachable(ctx context.Context) error {
+	why := "no connection"
+	var st interface{ GRPCStatus() *status.Status }
+	if err := p.look(ctx, remote.NewConn(p.cc)); errors.As(err, &st) {
+		why = st.GRPCStatus().Message()
+		if m := quoted.FindStringSubmatch(why); m != nil {
+			why = m[1]
+		}
+		for _, prefix := range []string{"transport: ", "Error while dialing: ", "authentication handshake failed: "} {
+			why = strings.TrimPrefix(why, prefix)
+		}
+	}
+	hint := ""
+	switch {
+	case strings.Contains(why, "server preface") && p.cfg.TLS == nil:
+		hint = "; does it want TLS, or is it no gRPC service?"
+	case strings.Contains(why, "server preface"):
+		hint = "; does it want a client certificate, or is it no gRPC service?"
+	case strings.Contains(why, "does not look like a TLS handshake"):
+		hint = "; it speaks without TLS"
+	case strings.Contains(why, "refused"):
+		hint = "; is it running?"
+	}
+	return fmt.Errorf("%s cannot be reached: %s%s", p.cfg.Address, why, hint)
 }
 
 // begin makes c the life in use.
@@ -345,10 +381,10 @@ func (p *Plugin) begin(ctx context.Context, c *remote.Conn) error {
 	}
 	p.mu.Lock()
 	before, known := p.description, p.known()
-	if !known {
-		p.description = d
-	}
 	p.mu.Unlock()
+	if err := p.host.Fits(d.Backend); err != nil {
+		return err
+	}
 	if known && (before.Backend != d.Backend || before.Role != d.Role || before.Name != d.Name) {
 		return fmt.Errorf("plug-in %s: at %s there is now %q instead of %q; reload the configuration", p.cfg.Name, p.cfg.Address, d.Name, before.Name)
 	}
@@ -357,6 +393,11 @@ func (p *Plugin) begin(ctx context.Context, c *remote.Conn) error {
 	}
 	if err := p.host.Use(ctx, c); err != nil {
 		return err
+	}
+	if !known {
+		p.mu.Lock()
+		p.description = d
+		p.mu.Unlock()
 	}
 	p.tally.State(carrier.Serving)
 	if known {

@@ -95,10 +95,10 @@ func TestExampleBackend(t *testing.T) {
 	} {
 		t.Run(way, func(t *testing.T) {
 			r := newRegistry(t, nil)
-			if _, _, err := r.Backend(ctx, "attic", spec, []byte(`{"path": "x"}`)); !errors.Is(err, backend.ErrInvalid) || !strings.Contains(err.Error(), "path: unknown key") {
+			if _, _, err := r.Backend(ctx, "attic", spec, []byte(`{"path": "x"}`), true); !errors.Is(err, backend.ErrInvalid) || !strings.Contains(err.Error(), "path: unknown key") {
 				t.Errorf("a wrong key: %v", err)
 			}
-			b, release, err := r.Backend(ctx, "attic", spec, config)
+			b, release, err := r.Backend(ctx, "attic", spec, config, true)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -42,7 +42,7 @@ func (r *Registry) open(ctx context.Context, name string, s Spec, reg prometheus
 			}
 		}
 	}
-	log := r.o.Logger.With("plugin", name)
+	log := r.o.Logger // carriers add the name
 	switch s.Launch {
 	case Builtin:
 		f := r.o.Builtins[s.Kind]
@@ -53,8 +53,8 @@ func (r *Registry) open(ctx context.Context, name string, s Spec, reg prometheus
 		return plugin(p, err)
 	case Spawn:
 		c := spawn.Config{
-			Name: name, Path: s.Path, SHA256: s.SHA256, RuntimeDir: r.o.Dir, DisableMTLS: s.PlainSocket,
-			Memory: uint64(s.Memory), CallTime: s.CallTime,
+			Name: name, Path: s.Path, SHA256: s.SHA256, RuntimeDir: r.runtimeDir(), DisableMTLS: s.PlainSocket,
+			Memory: uint64(s.Memory), CallTime: s.CallTime, Late: true, Limits: spawn.Limits{StartTimeout: s.StartTime},
 		}
 		for _, k := range slices.Sorted(maps.Keys(s.Env)) {
 			c.Env = append(c.Env, k+"="+s.Env[k])
@@ -86,6 +86,15 @@ func (r *Registry) open(ctx context.Context, name string, s Spec, reg prometheus
 		return p, signer, nil
 	}
 	return nil, "", fmt.Errorf("there is no way to launch by %q", s.Launch)
+}
+
+// runtimeDir is where sockets lie: Dir, unless its path is too long for that; then it is
+// the one for temporary files.
+func (r *Registry) runtimeDir() string {
+	if abs, err := filepath.Abs(r.o.Dir); err != nil || len(abs) > spawn.MaxRuntimeDir {
+		return ""
+	}
+	return r.o.Dir
 }
 
 // plugin keeps a nil pointer from becoming an interface that is not nil.

@@ -56,7 +56,8 @@ type Spec struct {
 	// PlainSocket turns TLS off between the host and a process that it started.
 	PlainSocket         bool
 	Memory, TotalMemory int64
-	CallTime            time.Duration
+	// CallTime bounds one call of a filter, StartTime how long a program takes to start.
+	CallTime, StartTime time.Duration
 	Instances           int
 }
 
@@ -187,6 +188,7 @@ func (r *Registry) acquire(ctx context.Context, spec Spec, u *use) (*entry, erro
 			// Not for the one who came first alone: others wait for it too.
 			e.plugin, e.signer, e.err = r.open(context.WithoutCancel(ctx), u.name, spec, reg)
 			if e.err == nil {
+				reg.MustRegister(info{r, e})
 				r.show(e, reg)
 			}
 			close(e.ready)
@@ -320,11 +322,15 @@ type Filter struct {
 }
 
 // Filter opens a filter. name is that of the configuration, config a JSON object or
-// empty.
+// empty. The plug-in has to serve, for which it waits: what a filter is for it says itself.
 func (r *Registry) Filter(ctx context.Context, name string, spec Spec, config []byte, onFailure filtering.OnFailure) (*Filter, error) {
 	u := &use{name: name, onFailure: onFailure}
 	e, err := r.acquire(ctx, spec, u)
 	if err != nil {
+		return nil, err
+	}
+	if err := e.serving(ctx); err != nil {
+		r.release(e, u)
 		return nil, err
 	}
 	d := e.plugin.Description()
@@ -362,13 +368,59 @@ func (f *Filter) Close() error {
 	return err
 }
 
+// Hold keeps a plug-in open, whether it works or not, until release is called: it is
+// supervised and shown, so that Filter finds out soon when it is there.
+func (r *Registry) Hold(ctx context.Context, name string, spec Spec) (release func(), err error) {
+	u := &use{name: name, policy: "closed"}
+	e, err := r.acquire(ctx, spec, u)
+	if err != nil {
+		return nil, err
+	}
+	return sync.OnceFunc(func() { r.release(e, u) }), nil
+}
+
+// serving waits while the plug-in starts, and returns why it does not serve. Modules
+// are there, or are not opened; one that is out for its faults may be mended by another
+// configuration.
+func (e *entry) serving(ctx context.Context) error {
+	if e.spec.Launch != Spawn && e.spec.Launch != Dial {
+		return nil
+	}
+	look := time.NewTicker(20 * time.Millisecond)
+	defer look.Stop()
+	for {
+		fail := func(format string, args ...any) error {
+			return &backend.Error{Kind: backend.ErrUnavailable, Text: fmt.Sprintf("%s %s: ", e.spec.Launch, e.spec.origin()) + fmt.Sprintf(format, args...), Err: carrier.ErrFault}
+		}
+		switch s := e.plugin.Status(); s.State {
+		case carrier.Serving:
+			return nil
+		case carrier.Starting:
+		default:
+			return fail("it is %s: %s", s.State, s.LastFault)
+		}
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return fail("it is still starting")
+		}
+	}
+}
+
 // Backend opens a store backend. What is returned is the plug-in's backend, with all
-// its interfaces; release is to be called after its Close.
-func (r *Registry) Backend(ctx context.Context, name string, spec Spec, config []byte) (b backend.Backend, release func(), err error) {
+// its interfaces; release is to be called after its Close. A program or service that is
+// not there is a backend that is down, unless serving: then it is an error.
+func (r *Registry) Backend(ctx context.Context, name string, spec Spec, config []byte, serving bool) (b backend.Backend, release func(), err error) {
 	u := &use{name: name, backend: true}
 	e, err := r.acquire(ctx, spec, u)
 	if err != nil {
 		return nil, nil, err
+	}
+	if serving {
+		if err := e.serving(ctx); err != nil {
+			r.release(e, u)
+			return nil, nil, err
+		}
 	}
 	d := e.plugin.Description()
 	if err := check(&d, &spec, true); err != nil {
@@ -389,8 +441,8 @@ func (r *Registry) Backend(ctx context.Context, name string, spec Spec, config [
 
 // check refuses a plug-in that is something else, or that needs what it was not granted.
 func check(d *carrier.Description, spec *Spec, wantBackend bool) error {
-	if spec.Launch == Dial {
-		return nil // it may not have answered yet; once it has, its carrier looks
+	if !d.Known {
+		return nil // once it has answered its carrier looks
 	}
 	kinds := map[bool]string{true: "a store backend", false: "a filter"}
 	if d.Backend != wantBackend {
@@ -425,9 +477,11 @@ func configOf(name string, config []byte) (*filter.Config, error) {
 // Status is what operators see of a plug-in.
 type Status struct {
 	carrier.Status
-	// Name is that of the first user, by name.
+	// Name is that under which it was opened, which is the one of its metrics too.
 	Name        string
 	Description carrier.Description
+	// Backend says what it is used as.
+	Backend bool
 	// Signer is who signed the file, "" for nobody.
 	Signer string
 	// UsedBy are the filters and backends of the configuration.
@@ -452,18 +506,17 @@ func (r *Registry) Statuses() []Status {
 		if e.plugin == nil {
 			continue
 		}
-		s := Status{Status: e.plugin.Status(), Description: e.plugin.Description(), Signer: e.signer, Minor: pluginpb.Minor}
+		s := Status{Status: e.plugin.Status(), Name: e.name, Description: e.plugin.Description(), Signer: e.signer, Minor: pluginpb.Minor}
 		for u := range e.uses {
-			s.UsedBy = append(s.UsedBy, u.name)
+			s.UsedBy, s.Backend = append(s.UsedBy, u.name), u.backend
 			if s.OnFailure == "" || u.policy == "open" {
 				s.OnFailure = u.policy
 			}
 		}
 		slices.Sort(s.UsedBy)
-		if len(s.UsedBy) == 0 {
+		if s.UsedBy = slices.Compact(s.UsedBy); len(s.UsedBy) == 0 {
 			continue
 		}
-		s.Name = s.UsedBy[0]
 		out = append(out, s)
 	}
 	slices.SortFunc(out, func(a, b Status) int { return strings.Compare(a.Name, b.Name) })

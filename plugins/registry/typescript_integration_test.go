@@ -120,7 +120,7 @@ func TestIntegrationTypeScript(t *testing.T) {
 		`{"since": "yesterday"}`:                "since: want",
 		`{"labels": {"site": ""}, "rooms": []}`: "labels: want",
 	} {
-		if _, _, err := r.Backend(ctx, "wrong", spec, []byte(config)); !errors.Is(err, backend.ErrInvalid) || !strings.Contains(err.Error(), want) {
+		if _, _, err := r.Backend(ctx, "wrong", spec, []byte(config), true); !errors.Is(err, backend.ErrInvalid) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %s", config, err, want)
 		}
 	}
@@ -128,7 +128,7 @@ func TestIntegrationTypeScript(t *testing.T) {
 	// In bytes U+FF5E is before U+1F600, in UTF-16 behind it.
 	rooms := []string{"south", "～", "😀", "north", "é", "line\nbreak", "a.b"}
 	config := `{"rooms": ["south", "～", "😀", "north", "é", "line\nbreak", "a.b"], "labels": {"site": "attic", "A": "1"}, "since": 1000, "step_seconds": 1}`
-	b, release, err := r.Backend(ctx, "rooms", spec, []byte(config))
+	b, release, err := r.Backend(ctx, "rooms", spec, []byte(config), true)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -27,6 +27,7 @@
 package spawn
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -48,6 +49,9 @@ import (
 // Limits are the times and counts by which a process is supervised.
 type Limits = supervise.Limits
 
+// MaxRuntimeDir is how long the path of a runtime directory may be, in bytes.
+const MaxRuntimeDir = pinned.MaxBaseLength
+
 // Config says what to run and how. Name, Path and SHA256 are required.
 type Config struct {
 	// Name in errors, logs and metrics; unique within the registerer.
@@ -60,7 +64,7 @@ type Config struct {
 	// and, with Memory, GOMEMLIMIT, which Env may override.
 	Env []string
 	// RuntimeDir is a directory of ours alone, made if need be; several plug-ins and hosts
-	// may share it. Its path may have 56 bytes. Default: promweave-UID in the directory
+	// may share it. Its path may have MaxRuntimeDir bytes. Default: promweave-UID in the directory
 	// for temporary files. It must not be mounted noexec.
 	RuntimeDir string
 	// DisableMTLS leaves the connection in plain text. The socket lies in a directory that
@@ -76,6 +80,10 @@ type Config struct {
 	// CallTime bounds one call of a filter's hook; RetryTime is how long a call waits for
 	// the plug-in to be started again. Defaults 500 ms, 3 s.
 	CallTime, RetryTime time.Duration
+	// Late: Open does not fail because the program does. It waits for OpenTime at most,
+	// 3 s if 0, and the result may be a plug-in that is starting or backing off.
+	Late     bool
+	OpenTime time.Duration
 	// Limits of supervision.
 	Limits Limits
 }
@@ -98,15 +106,14 @@ type Plugin struct {
 	mu          sync.Mutex
 	file        *pinned.File // of new processes
 	description carrier.Description
-	described   bool
 	lastLines   []string // of the process that was lost last
 }
 
 var _ carrier.Plugin = (*Plugin)(nil)
 
-// Open starts a plug-in, and fails if that does: with what the plug-in wrote to its
-// standard error, so that the error is for operators. The result is a *Plugin. log and
-// reg may be nil.
+// Open starts a plug-in, and fails if that does, unless Late: with what the plug-in
+// wrote to its standard error, so that the error is for operators. The result is a
+// *Plugin. log and reg may be nil.
 func Open(ctx context.Context, cfg Config, log *slog.Logger, reg prometheus.Registerer) (carrier.Plugin, error) {
 	p, err := open(ctx, cfg, log, reg)
 	if err != nil {
@@ -158,9 +165,20 @@ func open(ctx context.Context, cfg Config, log *slog.Logger, reg prometheus.Regi
 			}
 		}()
 	}
-	p.sup, err = supervise.Open(ctx, cfg.Limits, supervise.Hooks[*process]{
-		Start: p.starter(p.file), Serve: p.serve, Lost: p.lost, Changed: p.changed,
-	})
+	hooks := supervise.Hooks[*process]{Start: p.starter(p.file), Serve: p.serve, Lost: p.lost, Changed: p.changed}
+	if cfg.Late {
+		p.description.Name = cfg.Name
+		p.sup = supervise.Begin(cfg.Limits, hooks)
+		timer := time.NewTimer(cmp.Or(cfg.OpenTime, 3*time.Second))
+		defer timer.Stop()
+		select {
+		case <-p.sup.Tried():
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		return p, nil
+	}
+	p.sup, err = supervise.Open(ctx, cfg.Limits, hooks)
 	if err != nil {
 		p.host.Close()
 		// It may start another time: what is wrong with the file itself was found before.
@@ -179,10 +197,13 @@ func (p *Plugin) starter(file *pinned.File) func(context.Context) (*process, err
 // serve configures all instances on a new process and sends calls there.
 func (p *Plugin) serve(ctx context.Context, q *process) error {
 	p.mu.Lock()
-	old, described := p.description, p.described
+	old := p.description
 	p.mu.Unlock()
 	d := q.description
-	if described && (d.Name != old.Name || d.Backend != old.Backend || d.Role != old.Role) {
+	if err := p.host.Fits(d.Backend); err != nil {
+		return err
+	}
+	if old.Known && (d.Name != old.Name || d.Backend != old.Backend || d.Role != old.Role) {
 		return fmt.Errorf("it is now %s, and was %s: another plug-in needs another entry in the configuration", nature(d), nature(old))
 	}
 	if err := p.host.Use(ctx, q.life); err != nil {
@@ -190,7 +211,7 @@ func (p *Plugin) serve(ctx context.Context, q *process) error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.description, p.described = d, true
+	p.description = d
 	return nil
 }
 
@@ -242,7 +263,8 @@ func (p *Plugin) changed(s supervise.Snapshot) {
 	p.log.Info("the plug-in changed its state", args...)
 }
 
-// Description implements carrier.Plugin. After Replace it is that of the new program.
+// Description implements carrier.Plugin. After Replace it is that of the new program;
+// before the first start it has only the name of the configuration.
 func (p *Plugin) Description() carrier.Description {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -251,7 +273,7 @@ func (p *Plugin) Description() carrier.Description {
 
 // Filter implements carrier.Plugin.
 func (p *Plugin) Filter(ctx context.Context, c *filter.Config) (carrier.Filter, error) {
-	if d := p.Description(); d.Backend {
+	if d := p.Description(); d.Known && d.Backend {
 		return nil, backend.Errorf(backend.ErrInvalid, "plug-in %s: it is %s, not a filter", p.cfg.Name, nature(d))
 	}
 	return p.host.Filter(ctx, c)
@@ -259,7 +281,7 @@ func (p *Plugin) Filter(ctx context.Context, c *filter.Config) (carrier.Filter, 
 
 // Backend implements carrier.Plugin.
 func (p *Plugin) Backend(ctx context.Context, c *filter.Config) (backend.Backend, error) {
-	if d := p.Description(); !d.Backend {
+	if d := p.Description(); d.Known && !d.Backend {
 		return nil, backend.Errorf(backend.ErrInvalid, "plug-in %s: it is %s, not a store backend", p.cfg.Name, nature(d))
 	}
 	return p.host.Backend(ctx, c)
@@ -277,6 +299,9 @@ func (p *Plugin) Status() carrier.Status {
 		s.LastFault, s.LastFaultTime = detail(n.LastFault), n.LastFaultTime
 	}
 	if q := p.sup.Current(); q != nil {
+		if s.LastFault == "" {
+			s.LastLines = q.runner.out.lines()
+		}
 		if s.PID = q.runner.pid(); s.PID != 0 {
 			s.MemoryBytes = residentBytes(s.PID)
 		}

@@ -142,9 +142,13 @@ func FormatKey(key ed25519.PublicKey) string { return base64.StdEncoding.EncodeT
 
 // ParseKey reads what FormatKey wrote.
 func ParseKey(s string) (ed25519.PublicKey, error) {
+	// What is wrong is not shown: it may be the other half.
+	if strings.Contains(s, "PRIVATE KEY") {
+		return nil, errors.New("is a private key, which stays where it is: the public one is needed, BASE.pub of plugin keys new-root")
+	}
 	b, err := base64.StdEncoding.Strict().DecodeString(strings.TrimSpace(s))
 	if err != nil || len(b) != ed25519.PublicKeySize {
-		return nil, fmt.Errorf("%.80q is no Ed25519 public key: want 44 characters of base64, as plugin keys new-root prints them", s)
+		return nil, errors.New("is no Ed25519 public key: want 44 characters of base64, as plugin keys new-root prints them and writes them to BASE.pub")
 	}
 	return b, nil
 }

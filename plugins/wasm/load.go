@@ -115,7 +115,7 @@ func (p *Plugin) load(ctx context.Context, path, digest string) (*version, error
 		v.maxMemory = min(v.maxMemory, int64(v.memory.Max)<<16)
 	}
 	if least := int64(v.memory.Min) << 16; least > v.maxMemory {
-		return nil, fmt.Errorf("%s: the module begins with %d bytes of memory, an instance may have %d: raise limits.instance_memory or build it smaller", path, least, v.maxMemory)
+		return nil, fmt.Errorf("%s: the module begins with %d bytes of memory, an instance may have %d: raise memory or build it smaller", path, least, v.maxMemory)
 	}
 	if err := v.compile(ctx, metered); err != nil {
 		v.close()
@@ -336,6 +336,7 @@ func (v *version) describe(ctx context.Context) error {
 		return in.fault(faultReply, err.Error())
 	}
 	var missing []filter.Permission
+	v.description.Known = true
 	for _, need := range v.description.Permissions {
 		if !p.granted(need) {
 			missing = append(missing, need)

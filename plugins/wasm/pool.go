@@ -177,7 +177,7 @@ func (p *Plugin) wait(ctx context.Context) error {
 		if p.closed {
 			return fmt.Errorf("plug-in %q: %w: %w", p.config.Name, carrier.ErrFault, errClosed)
 		}
-		return fmt.Errorf("plug-in %q: all %d instances are busy (limits.instances): %w", p.config.Name, p.config.Limits.Instances, context.Cause(ctx))
+		return fmt.Errorf("plug-in %q: all %d instances are busy (instances): %w", p.config.Name, p.config.Limits.Instances, context.Cause(ctx))
 	}
 	return nil
 }

@@ -472,7 +472,7 @@ func TestRefused(t *testing.T) {
 			a.function("promweave_rewrite", []byte{i32}, []byte{i64}, 0x42, 0)
 			a.complete()
 		}), want: "the export promweave_rewrite is func (i32) -> (i64); the ABI says func (i32, i32) -> (i64)"},
-		"memory": {module: module(func(a *assembly) { a.memory = []byte{0, 0x81, 0x08}; a.complete() }), want: "raise limits.instance_memory"},
+		"memory": {module: module(func(a *assembly) { a.memory = []byte{0, 0x81, 0x08}; a.complete() }), want: "raise memory"},
 		"emits": {module: module(func(a *assembly) {
 			a.imported("promweave_v1", "emit", []byte{i32, i32}, []byte{i32})
 			a.memory = []byte{0, 1}

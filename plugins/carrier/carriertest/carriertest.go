@@ -10,6 +10,7 @@ package carriertest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -144,14 +145,18 @@ func isFault(t *testing.T, p carrier.Plugin, err error) {
 	if !errors.Is(err, carrier.ErrFault) {
 		t.Errorf("error %v is no fault", err)
 	}
-	s := p.Status()
-	n := 0
-	for _, k := range s.Faults {
-		n += k
-	}
-	if n == 0 || s.LastFault == "" || s.LastFaultTime.IsZero() {
-		t.Errorf("the status does not show the fault: %+v", s)
-	}
+	// A call can fail some moments before whoever watches the process sees its end.
+	eventually(t, "the status does not show the fault", func(context.Context) error {
+		s := p.Status()
+		n := 0
+		for _, k := range s.Faults {
+			n += k
+		}
+		if n == 0 || s.LastFault == "" || s.LastFaultTime.IsZero() {
+			return fmt.Errorf("%+v", s)
+		}
+		return nil
+	})
 }
 
 // eventually calls f until it returns nil.

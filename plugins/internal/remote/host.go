@@ -159,18 +159,35 @@ func (h *Host) Describe(ctx context.Context, c *Conn) (carrier.Description, erro
 	if err != nil {
 		return carrier.Description{}, h.lied(c, "describe", err)
 	}
-	return carrier.Description{Description: d, Backend: isBackend}, nil
+	return carrier.Description{Description: d, Backend: isBackend, Known: true}, nil
 }
 
 // Health asks a life of the plug-in how it is; ctx has the deadline. An error is no
 // fault yet: what to make of it is the caller's business.
 func (h *Host) Health(ctx context.Context, c *Conn) error {
 	m, err := c.plugin.Health(ctx, &pluginpb.HealthRequest{}, control()...)
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return fmt.Errorf("plug-in %s: health: no answer in time: %w", h.cfg.Name, context.Cause(ctx))
+	case err != nil:
 		return fmt.Errorf("plug-in %s: health: %w", h.cfg.Name, err)
 	}
 	if p := m.GetProblem(); p != "" {
 		return fmt.Errorf("plug-in %s says: %.500q", h.cfg.Name, p)
+	}
+	return nil
+}
+
+// Fits says why a plug-in that is a backend, or a filter, is not what it was configured
+// as before it was known.
+func (h *Host) Fits(isBackend bool) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for in := range h.instances {
+		if in.isBackend != isBackend {
+			kinds := map[bool]string{true: "a store backend", false: "a filter"}
+			return fmt.Errorf("plug-in %s is %s, and is configured as %s", h.cfg.Name, kinds[isBackend], kinds[in.isBackend])
+		}
 	}
 	return nil
 }

@@ -243,7 +243,11 @@ func (h *Host) lied(c *Conn, what string, err error) error {
 }
 
 func (h *Host) fault(c *Conn, kind string, err error) error {
-	h.cfg.Tally.Fault(kind, err)
+	// The end of a process or a connection is one fault, which its owner counts, however
+	// many calls it breaks.
+	if kind != tally.Crash {
+		h.cfg.Tally.Fault(kind, err)
+	}
 	if h.cfg.OnFault != nil {
 		h.cfg.OnFault(c, kind, err)
 	}

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -228,7 +229,7 @@ func (c *Client) target(method string, u *url.URL) (*Target, error) {
 			return t, nil
 		}
 	}
-	return nil, fmt.Errorf("%w: %s %s://%s:%d is not in the allow-list; add it to http.allow of the plug-in if it should be",
+	return nil, fmt.Errorf("%w: %s %s://%s:%d is not in the allow-list; add it to http of the plug-in, url and methods, if it should be",
 		ErrNotAllowed, method, scheme, host, port)
 }
 
@@ -264,14 +265,14 @@ func (c *Client) do(ctx context.Context, method string, u *url.URL, t *Target, r
 	for _, h := range r.Headers {
 		name := http.CanonicalHeaderKey(h.Name)
 		if !c.headers[name] {
-			return nil, fmt.Errorf("%w: header %s; add it to http.headers of the plug-in if it should be", ErrNotAllowed, name)
+			return nil, fmt.Errorf("%w: header %s; there may be %s, and a secret by its name", ErrNotAllowed, name, strings.Join(slices.Sorted(maps.Keys(c.headers)), ", "))
 		}
 		request.Header[name] = append(request.Header[name], h.Values...)
 	}
 	if r.Secret != "" {
 		// One answer for "does not exist" and "not for this target".
 		if !slices.Contains(t.Secrets, r.Secret) {
-			return nil, fmt.Errorf("%w: secret %q is not among the secrets of this target", ErrNotAllowed, r.Secret)
+			return nil, fmt.Errorf("%w: secret %q is not among those that this target gets (plugin.secrets)", ErrNotAllowed, r.Secret)
 		}
 		s := c.config.Secrets[r.Secret]
 		request.Header.Set(s.Header, s.Value)
@@ -290,6 +291,10 @@ func (c *Client) do(ctx context.Context, method string, u *url.URL, t *Target, r
 		return nil
 	}}
 	response, err := client.Do(request)
+	var with *url.Error
+	if errors.As(err, &with) {
+		err = with.Err // who asked knows the URL
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -321,7 +326,7 @@ func (c *Client) dial(ctx context.Context, network, addr string) (net.Conn, erro
 	for _, a := range addresses {
 		a = a.Unmap()
 		if !private && !public(a) {
-			err = fmt.Errorf("%w: %s has the address %s, which is not public; set allow_private on it in http.allow of the plug-in if that is right",
+			err = fmt.Errorf("%w: %s has the address %s, which is not public; set allow_private on it in http of the plug-in if that is right",
 				ErrNotAllowed, host, a)
 			continue
 		}

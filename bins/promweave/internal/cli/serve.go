@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -178,13 +179,15 @@ func (a *app) checkCmd() *cobra.Command {
 		Short: "Check configuration files",
 		Long: `Reports everything that is wrong with configuration files, by line. Files and
 directories that a configuration names (certificates, web configuration, databases
-that are only read) are checked too. Environment variables and flags are not taken
-into account.`,
+that are only read) are checked too, and so are plug-ins: digests and signatures of
+all files, and modules are loaded and configured, as nothing that they do leads
+anywhere. Programs and services are not started or dialled. Environment variables
+and flags are not taken into account.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			all, bad := make([]checked, len(args)), 0
 			for i, path := range args {
-				if all[i] = check(path, !syntaxOnly, print); !all[i].OK {
+				if all[i] = check(cmd.Context(), path, !syntaxOnly, print); !all[i].OK {
 					bad++
 				}
 			}
@@ -214,8 +217,10 @@ type checked struct {
 	Config string `json:"config,omitempty"`
 }
 
-func check(path string, files, print bool) checked {
-	load := config.Check
+func check(ctx context.Context, path string, files, print bool) checked {
+	load := func(path string) (config.Config, error) {
+		return config.Check(path, func(c *config.Config, bad func(key, format string, args ...any)) { serve.CheckPlugins(ctx, c, bad) })
+	}
 	if !files {
 		load = func(path string) (config.Config, error) { return config.Load(path, nil, nil) }
 	}

@@ -369,7 +369,7 @@ backends:
 `), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, err := Check(path)
+	_, err := Check(path, nil)
 	want := []string{
 		path + `:2: htp: unknown key`,
 		path + `:5: backends[0].config.tls.ca: open ` + filepath.Join(filepath.Dir(path), "ca.pem") + ": no such file",
@@ -390,10 +390,10 @@ backends:
 	if _, err := Load(path, nil, nil); err != nil {
 		t.Errorf("Load looks at directories: %v", err)
 	}
-	if _, err := Check(path); err == nil {
+	if _, err := Check(path, nil); err == nil {
 		t.Error("Check does not look at directories")
 	}
-	if _, err := Check(filepath.Join(t.TempDir(), "none")); !errors.Is(err, os.ErrNotExist) {
+	if _, err := Check(filepath.Join(t.TempDir(), "none"), nil); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a missing file: %v", err)
 	}
 }

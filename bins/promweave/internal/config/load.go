@@ -79,8 +79,9 @@ func Load(path string, env []string, flags map[string]string) (Config, error) {
 }
 
 // Check is Load of a file alone which also looks at the files and directories
-// that it names: what Load leaves to the moment when they are used.
-func Check(path string) (Config, error) {
+// that it names: what Load leaves to the moment when they are used. If nothing is wrong
+// so far, further is asked too, and tells bad what is wrong with a key.
+func Check(path string, further func(c *Config, bad func(key, format string, args ...any))) (Config, error) {
 	data, err := readFile(path)
 	if err != nil {
 		return Config{}, err
@@ -89,6 +90,9 @@ func Check(path string) (Config, error) {
 	c, ok := l.load(data, nil, nil)
 	if ok {
 		checkFiles(&c, l)
+	}
+	if further != nil && len(l.problems) == 0 {
+		further(&c, l.bad)
 	}
 	return c, l.err()
 }

@@ -94,6 +94,7 @@ type Plugin struct {
 	Memory      Size              `koanf:"memory" doc:"most memory of a program, or of one instance of a module; 0 is 64MiB for modules, no limit for programs"`
 	TotalMemory Size              `koanf:"total_memory" doc:"most memory of all instances of a module; 0 is 512MiB"`
 	Time        time.Duration     `koanf:"time" doc:"longest time one call of a filter may take; 0 is 50ms for modules, 500ms otherwise"`
+	StartTime   time.Duration     `koanf:"start_time" doc:"longest time that a program may take to start; 0 is 10s"`
 	Instances   int               `koanf:"instances" doc:"most instances of a module; 0 is twice the number of processors"`
 }
 
@@ -312,7 +313,7 @@ func validateFilters(c *Config, l *loader) {
 	validateIdentity(c.Auth, l)
 	for i, k := range c.Plugins.RootKeys {
 		if len(k) != 44 {
-			bad(fmt.Sprintf("plugins.root_keys[%d]", i), "%q is no Ed25519 public key: want 44 characters of base64, as plugin sign prints them", k)
+			bad(fmt.Sprintf("plugins.root_keys[%d]", i), "is no Ed25519 public key: want the 44 characters of base64 that plugin keys new-root prints, and that BASE.pub holds")
 		}
 	}
 }
@@ -409,8 +410,14 @@ func validatePlugin(p *Plugin, at string, l *loader) {
 			}
 		}
 	}
-	if p.Time < 0 || p.Instances < 0 {
-		bad(at, "time and instances are 0 or more")
+	if p.Time < 0 || p.StartTime < 0 || p.Instances < 0 {
+		bad(at, "time, start_time and instances are 0 or more")
+	}
+	if p.Time > 0 && strings.HasPrefix(at, "backends[") {
+		bad(at+".time", "is for filters; what a backend may take is its own timeout")
+	}
+	if p.StartTime > 0 && p.Launch != LaunchSpawn && l.sound(at+".launch") {
+		bad(at+".start_time", "is for launch: spawn only")
 	}
 }
 

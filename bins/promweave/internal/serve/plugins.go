@@ -31,6 +31,7 @@ import (
 	"github.com/promweave/promweave/plugins/gate"
 	"github.com/promweave/promweave/plugins/identity"
 	"github.com/promweave/promweave/plugins/registry"
+	"github.com/promweave/promweave/sdk/backend"
 	"github.com/promweave/promweave/sdk/filter"
 )
 
@@ -55,9 +56,12 @@ type filters struct {
 	// reloads only, which come one at a time.
 	inForce map[string]*shared[*registry.Filter]
 	config  map[string]config.Filter
-	links   []gate.Link
-	gate    *gate.Gate
-	who     *identity.Verifier
+	// absent are those whose plug-in has not come up since the start of this process, and
+	// what lets it go.
+	absent map[string]*absent
+	links  []gate.Link
+	gate   *gate.Gate
+	who    *identity.Verifier
 	// auth is what who was made of.
 	auth config.Identity
 }
@@ -108,7 +112,7 @@ func newFilters(cfg config.Plugins, log *slog.Logger, m *metrics) (*filters, err
 func specOf(p *config.Plugin) registry.Spec {
 	s := registry.Spec{
 		Launch: p.Launch, Path: p.Path, SHA256: p.SHA256, Address: p.Address, Secrets: p.Secrets, Env: p.Env, PlainSocket: p.PlainSocket,
-		Memory: int64(p.Memory), TotalMemory: int64(p.TotalMemory), CallTime: p.Time, Instances: p.Instances,
+		Memory: int64(p.Memory), TotalMemory: int64(p.TotalMemory), CallTime: p.Time, StartTime: p.StartTime, Instances: p.Instances,
 		TLS: registry.TLS{
 			Enabled: p.TLS.Enabled, CA: p.TLS.CA, Cert: p.TLS.Cert, Key: p.TLS.Key,
 			ServerName: p.TLS.ServerName,
@@ -129,45 +133,53 @@ type opened struct {
 	cfg    config.Config
 	byName map[string]*shared[*registry.Filter]
 	fresh  []*shared[*registry.Filter]
+	// absent are those that are waited for.
+	absent map[string]*absent
 	links  []gate.Link
 	gate   *gate.Gate // nil: nobody decides
 	who    *identity.Verifier
 }
 
-// open opens the filters of cfg that are not open yet. After an error everything is
-// as it was; commit or discard ends it.
-func (f *filters) open(ctx context.Context, cfg config.Config) (_ *opened, err error) {
-	o := &opened{f: f, cfg: cfg, byName: map[string]*shared[*registry.Filter]{}}
+// startPatience is what the first start waits for a filter that is a program or a
+// service: it does without until the filter is there.
+const startPatience = 3 * time.Second
+
+// open opens the filters of cfg that are not open yet. After an error everything is as
+// it was; commit or discard ends it. At the first start, and until it has been there
+// once, a filter whose program or service is not there is waited for; later it is an error.
+func (f *filters) open(ctx context.Context, cfg config.Config, first bool) (_ *opened, err error) {
+	o := &opened{f: f, cfg: cfg, byName: map[string]*shared[*registry.Filter]{}, absent: map[string]*absent{}}
 	defer func() {
 		if err != nil {
 			o.discard()
 		}
 	}()
-	for _, fc := range cfg.Filters {
+	results := make([]found, len(cfg.Filters))
+	var all sync.WaitGroup
+	for i, fc := range cfg.Filters {
 		if old := f.inForce[fc.Name]; old != nil && reflect.DeepEqual(f.config[fc.Name], fc) {
 			o.byName[fc.Name] = old
 			continue
 		}
-		spec := registry.Spec{Launch: registry.Builtin, Kind: fc.Kind}
-		if fc.Plugin != nil {
-			spec = specOf(fc.Plugin)
+		all.Go(func() { results[i] = f.find(ctx, fc, first) })
+	}
+	all.Wait()
+	for i, x := range results {
+		name := cfg.Filters[i].Name
+		if x.filter != nil {
+			s := share(x.filter, x.filter.Close)
+			o.byName[name] = s
+			o.fresh = append(o.fresh, s)
 		}
-		policy := filtering.Closed
-		if fc.OnFailure == "open" {
-			policy = filtering.Open
+		if x.absent != nil {
+			o.absent[name] = x.absent
 		}
-		ctx, cancel := context.WithTimeout(ctx, openTime)
-		x, err := f.registry.Filter(ctx, fc.Name, spec, []byte(fc.Config), policy)
-		cancel()
-		if err != nil {
-			return nil, fmt.Errorf("filter %s: %w", fc.Name, err)
+		if x.err != nil && err == nil {
+			err = fmt.Errorf("filter %s: %w", name, x.err)
 		}
-		if fc.OnFailure == "open" && x.Link.Policy() != filtering.Open {
-			f.log.Warn("on_failure: open has no effect: the filter drops or refuses what must not be seen", "filter", fc.Name)
-		}
-		s := share(x, x.Close)
-		o.byName[fc.Name] = s
-		o.fresh = append(o.fresh, s)
+	}
+	if err != nil {
+		return nil, err
 	}
 	if err := o.check(); err != nil {
 		return nil, err
@@ -180,11 +192,121 @@ func (f *filters) open(ctx context.Context, cfg config.Config) (_ *opened, err e
 		return nil, fmt.Errorf("auth: %w", err)
 	}
 	for _, name := range cfg.Query.Filters {
+		if a := o.absent[name]; a != nil {
+			o.links = append(o.links, gate.Link{Name: name, Filter: a})
+			continue
+		}
 		x := o.byName[name].v
 		o.links = append(o.links, gate.Link{Name: name, Filter: x.Link.Filter})
 	}
 	o.gate = o.gateOf(o.links)
 	return o, nil
+}
+
+// found is what came of opening one filter.
+type found struct {
+	filter *registry.Filter
+	absent *absent
+	err    error
+}
+
+func (f *filters) find(ctx context.Context, fc config.Filter, first bool) (out found) {
+	spec := registry.Spec{Launch: registry.Builtin, Kind: fc.Kind}
+	if fc.Plugin != nil {
+		spec = specOf(fc.Plugin)
+	}
+	policy := filtering.Closed
+	if fc.OnFailure == "open" {
+		policy = filtering.Open
+	}
+	patience := openTime
+	known := f.absent[fc.Name]
+	if known != nil && !reflect.DeepEqual(known.cfg, fc) {
+		known = nil
+	}
+	if spec.Launch == registry.Spawn || spec.Launch == registry.Dial {
+		switch {
+		case known != nil:
+			patience, out.absent = time.Second, known
+		case first:
+			release, err := f.registry.Hold(ctx, fc.Name, spec)
+			if err != nil {
+				return found{err: err}
+			}
+			patience, out.absent = startPatience, &absent{cfg: fc, release: release}
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	x, err := f.registry.Filter(ctx, fc.Name, spec, []byte(fc.Config), policy)
+	switch {
+	case err == nil:
+		if fc.OnFailure == "open" && x.Link.Policy() != filtering.Open {
+			f.log.Warn("on_failure: open has no effect: the filter drops or refuses what must not be seen", "filter", fc.Name)
+		}
+		if out.absent != nil && known == nil {
+			out.absent.release()
+		}
+		return found{filter: x}
+	case out.absent != nil && errors.Is(err, carrier.ErrFault):
+		if known == nil {
+			f.log.Error("a filter is not there: what it stands for is refused or missing until it is", "filter", fc.Name, "err", err)
+			out.absent.why = err
+		}
+		return out
+	case out.absent != nil && known == nil:
+		out.absent.release()
+	}
+	return found{err: err}
+}
+
+// absent is a filter of which nothing is known yet. As long as it is not there nobody
+// is let in where it would decide, and backends behind it are down: it may be what keeps
+// tenants apart.
+type absent struct {
+	cfg     config.Filter
+	why     error
+	release func()
+}
+
+var _ carrier.Filter = (*absent)(nil)
+
+// Plan implements carrier.Filter.
+func (*absent) Plan() filter.Plan { return filter.Plan{Hooks: []string{filter.HookRequest}} }
+
+func (a *absent) err() error {
+	return &backend.Error{Kind: backend.ErrUnavailable, Text: fmt.Sprintf("filter %s is not there yet: %v", a.cfg.Name, a.why), Err: carrier.ErrFault}
+}
+
+// Request implements carrier.Filter.
+func (a *absent) Request(context.Context, *filter.RequestCall) (*filter.RequestReply, error) {
+	return nil, a.err()
+}
+
+// Select implements carrier.Filter.
+func (a *absent) Select(context.Context, *filter.SelectCall) (*filter.SelectReply, error) {
+	return nil, a.err()
+}
+
+// Rewrite implements carrier.Filter.
+func (a *absent) Rewrite(context.Context, []byte, []byte) ([]byte, error) { return nil, a.err() }
+
+// Close implements carrier.Filter.
+func (*absent) Close() error { return nil }
+
+// missing are the filters that are waited for.
+func (f *filters) missing() []*absent { return slices.Collect(maps.Values(f.absent)) }
+
+// arrived says whether a filter that is waited for is there.
+func (f *filters) arrived(ctx context.Context, a *absent) bool {
+	ctx, cancel := context.WithTimeout(ctx, startPatience)
+	defer cancel()
+	x, err := f.registry.Filter(ctx, a.cfg.Name, specOf(a.cfg.Plugin), []byte(a.cfg.Config), filtering.Closed)
+	if err != nil {
+		return false
+	}
+	_ = x.Close()
+	return true
 }
 
 // gateOf is nil if nobody is asked and nothing decides.
@@ -221,6 +343,9 @@ func (o *opened) check() error {
 	for _, b := range o.cfg.Backends {
 		for _, name := range b.Filters {
 			used[name] = true
+			if o.absent[name] != nil {
+				continue
+			}
 			if x := o.byName[name].v; x.Link.Role != filter.RoleRewrite || slices.Contains(x.Link.Filter.Plan().Hooks, filter.HookRequest) {
 				return fmt.Errorf("backend %s: filter %s decides about whole requests: name it in query.filters", b.Name, name)
 			}
@@ -255,9 +380,13 @@ func (o *opened) check() error {
 	return nil
 }
 
-// chain are the filters around one backend, the outermost first.
-func (o *opened) chain(b config.Backend) (links []filtering.Link, uses []*shared[*registry.Filter]) {
+// chain are the filters around one backend, the outermost first, or the one that is
+// waited for.
+func (o *opened) chain(b config.Backend) (links []filtering.Link, uses []*shared[*registry.Filter], missing *absent) {
 	for _, name := range slices.Concat(o.cfg.Query.Filters, b.Filters) {
+		if a := o.absent[name]; a != nil {
+			return nil, nil, a
+		}
 		s := o.byName[name]
 		p := s.v.Link.Filter.Plan()
 		if p.Tier == filter.TierNone && len(p.Operations) == 0 && !slices.Contains(p.Hooks, filter.HookSelect) {
@@ -268,7 +397,7 @@ func (o *opened) chain(b config.Backend) (links []filtering.Link, uses []*shared
 	if b.Plugin != nil && len(b.ExternalLabels) > 0 {
 		links = append(links, externalLabels(b.ExternalLabels))
 	}
-	return links, uses
+	return links, uses, nil
 }
 
 // commit puts the filters in force. What was in force before ends when nothing uses
@@ -291,6 +420,12 @@ func (o *opened) commit() {
 	})
 	f.inForce, f.config, f.links, f.gate, f.who = o.byName, map[string]config.Filter{}, o.links, o.gate, o.who
 	f.auth = o.cfg.Auth
+	for name, a := range f.absent {
+		if o.absent[name] != a {
+			a.release()
+		}
+	}
+	f.absent = o.absent
 	for _, fc := range o.cfg.Filters {
 		f.config[fc.Name] = fc
 	}
@@ -299,6 +434,12 @@ func (o *opened) commit() {
 
 // discard ends what was opened, instead of commit.
 func (o *opened) discard() {
+	for name, a := range o.absent {
+		if o.f.absent[name] != a {
+			a.release()
+		}
+	}
+	o.absent = nil
 	for _, s := range o.fresh {
 		if err := s.release(); err != nil {
 			o.f.log.Warn("ending a filter", "filter", s.v.Link.Name, "err", err)
@@ -316,6 +457,9 @@ func (f *filters) close() {
 		}
 	}
 	f.inForce = nil
+	for _, a := range f.absent {
+		a.release()
+	}
 	if err := f.registry.Close(); err != nil {
 		f.log.Warn("ending plug-ins", "err", err)
 	}
@@ -452,8 +596,11 @@ func (f *filters) statuses(context.Context) []httpapi.PluginStatus {
 			Calls: s.Calls, UsedBy: s.UsedBy, OnFailure: s.OnFailure, ProtocolMinor: int(s.Description.Minor),
 			Faults: map[string]int64{},
 		}
-		if s.Description.Backend {
+		switch {
+		case s.Backend:
 			p.Kind, p.Role = "backend", ""
+		case !s.Description.Known:
+			p.Role = ""
 		}
 		for kind, n := range s.Faults {
 			p.Faults[kind] = int64(n)

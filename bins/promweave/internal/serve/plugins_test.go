@@ -24,7 +24,7 @@ func TestVerifierStays(t *testing.T) {
 	defer f.close()
 	apply := func(auth config.Identity) *identity.Verifier {
 		t.Helper()
-		o, err := f.open(t.Context(), config.Config{Auth: auth})
+		o, err := f.open(t.Context(), config.Config{Auth: auth}, false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -63,7 +63,7 @@ func TestOperators(t *testing.T) {
 		Auth:    config.Identity{Operators: []string{"root"}},
 		Query:   config.Query{Filters: []string{"nobody"}},
 		Filters: []config.Filter{{Name: "nobody", Kind: config.FilterAuth, Config: `{"rules": [{"allow": false}]}`}},
-	})
+	}, true)
 	if err != nil {
 		t.Fatal(err)
 	}

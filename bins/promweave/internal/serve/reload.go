@@ -68,7 +68,7 @@ func (p *process) reload(by string) error {
 	p.state.one.Lock()
 	defer p.state.one.Unlock()
 	old := p.state.config()
-	cfg, err := p.apply(old)
+	cfg, err := p.apply(old, p.o.Load)
 	p.state.reloaded(cfg, p.metrics, err == nil)
 	if err != nil {
 		return err
@@ -94,15 +94,58 @@ func (p *process) reload(by string) error {
 	return nil
 }
 
-func (p *process) apply(old config.Config) (config.Config, error) {
-	cfg, err := p.o.Load()
+// awaitFilters puts the configuration in force once more when a filter has come that
+// was not there at the start.
+func (p *process) awaitFilters(ctx context.Context) error {
+	const shortest, longest = 250 * time.Millisecond, 5 * time.Second
+	pause := shortest
+	for {
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return nil
+		}
+		p.state.one.Lock()
+		missing := p.filters.missing()
+		p.state.one.Unlock()
+		if len(missing) == 0 {
+			<-ctx.Done() // none is waited for later than from the start on
+			return nil
+		}
+		pause = min(2*pause, longest)
+		for _, a := range missing {
+			if !p.filters.arrived(ctx, a) {
+				continue
+			}
+			if err := p.again(); err != nil {
+				p.log.Error("a filter is there now, and the configuration is still not in force", "filter", a.cfg.Name, "err", err)
+			} else {
+				p.log.Info("a filter is there now", "filter", a.cfg.Name)
+				pause = shortest
+			}
+			break
+		}
+	}
+}
+
+// again puts the configuration in force once more.
+func (p *process) again() error {
+	p.state.one.Lock()
+	defer p.state.one.Unlock()
+	old := p.state.config()
+	_, err := p.apply(old, func() (config.Config, error) { return old, nil })
+	return err
+}
+
+func (p *process) apply(old config.Config, load func() (config.Config, error)) (config.Config, error) {
+	cfg, err := load()
 	if err != nil {
 		return old, err
 	}
 	if name := old.SelfScrape.Backend; name != "" && !p.stores.keeps(cfg, name) {
 		return old, fmt.Errorf("backend %s receives Promweave's own metrics (self_scrape): to change or remove it needs a restart", name)
 	}
-	filters, err := p.filters.open(context.Background(), cfg)
+	filters, err := p.filters.open(context.Background(), cfg, false)
 	if err != nil {
 		return old, err
 	}

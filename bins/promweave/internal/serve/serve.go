@@ -136,7 +136,7 @@ func (p *process) run(ctx context.Context, cfg config.Config) (err error) {
 	}
 	// Last of all: backends may be plug-ins.
 	defer p.filters.close()
-	filters, err := p.filters.open(ctx, cfg)
+	filters, err := p.filters.open(ctx, cfg, true)
 	if err != nil {
 		return err
 	}
@@ -200,6 +200,7 @@ func (p *process) run(ctx context.Context, cfg config.Config) (err error) {
 		return p.set.Run(ctx)
 	}, func(error) {})
 	add("reload", p.reloadOnSignal)
+	add("filters", p.awaitFilters)
 	if scraper != nil {
 		add("self-scrape", scraper.Run)
 	}

@@ -52,7 +52,9 @@ type store struct {
 	uses []*shared[*registry.Filter]
 	// replicas are the labels that tell replicas apart, as the filters were told.
 	replicas []string
-	b        backend.Backend
+	// missing is a filter that should be around it and is not there.
+	missing *absent
+	b       backend.Backend
 	// end releases what it is made of, once.
 	end func() error
 }
@@ -87,24 +89,38 @@ func (s *stores) get(name string) backend.Backend {
 func (s *stores) open(ctx context.Context, cfg config.Config, filters *opened) (entries []membership.Entry, commit func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	// A database, a program and a service may each take a while to open.
+	cores, errs := make([]*shared[*kernel], len(cfg.Backends)), make([]error, len(cfg.Backends))
+	var all sync.WaitGroup
+	for i, bc := range cfg.Backends {
+		if st := s.opened[bc.Name]; st != nil && sameStore(st.cfg, bc) {
+			continue
+		}
+		if errs[i] = s.busy(bc); errs[i] == nil {
+			all.Go(func() { cores[i], errs[i] = s.openOne(ctx, bc) })
+		}
+	}
+	all.Wait()
+	for i, e := range errs {
+		if e == nil {
+			continue
+		}
+		for _, core := range cores {
+			if core != nil {
+				_ = core.release()
+			}
+		}
+		return nil, nil, fmt.Errorf("backend %s: %w", cfg.Backends[i].Name, e)
+	}
 	next := map[string]*store{}
-	for _, bc := range cfg.Backends {
+	for i, bc := range cfg.Backends {
 		st := s.opened[bc.Name]
-		switch links, uses := filters.chain(bc); {
-		case st == nil || !sameStore(st.cfg, bc):
-			if err := s.busy(bc); err != nil {
-				s.closeFresh()
-				return nil, nil, err
-			}
-			core, err := s.openOne(ctx, bc)
-			if err != nil {
-				s.closeFresh()
-				return nil, nil, fmt.Errorf("backend %s: %w", bc.Name, err)
-			}
-			st = s.around(core, bc, links, uses, cfg.Query.ReplicaLabels)
+		switch links, uses, missing := filters.chain(bc); {
+		case cores[i] != nil:
+			st = s.around(cores[i], bc, links, uses, cfg.Query.ReplicaLabels, missing)
 			s.fresh = append(s.fresh, st)
-		case !slices.Equal(st.uses, uses) || len(uses) > 0 && !slices.Equal(st.replicas, cfg.Query.ReplicaLabels):
-			st = s.around(st.core.use(), bc, links, uses, cfg.Query.ReplicaLabels)
+		case st.missing != missing || !slices.Equal(st.uses, uses) || len(uses) > 0 && !slices.Equal(st.replicas, cfg.Query.ReplicaLabels):
+			st = s.around(st.core.use(), bc, links, uses, cfg.Query.ReplicaLabels, missing)
 			s.fresh = append(s.fresh, st)
 		}
 		next[bc.Name] = st
@@ -153,9 +169,13 @@ func (s *stores) closeFresh() {
 
 // around puts filters around a backend. The store has the use of the backend that
 // it is given, and takes those of the filters.
-func (s *stores) around(core *shared[*kernel], bc config.Backend, links []filtering.Link, uses []*shared[*registry.Filter], replicas []string) *store {
-	st := &store{cfg: bc, core: core, uses: uses, replicas: replicas, b: core.v.b}
-	if len(links) > 0 {
+func (s *stores) around(core *shared[*kernel], bc config.Backend, links []filtering.Link, uses []*shared[*registry.Filter], replicas []string, missing *absent) *store {
+	st := &store{cfg: bc, core: core, uses: uses, replicas: replicas, b: core.v.b, missing: missing}
+	switch {
+	case missing != nil:
+		// What it has must not be seen without the filter.
+		st.b = &late{open: func() (backend.Backend, func() error, error) { return nil, nil, missing.err() }, err: missing.err()}
+	case len(links) > 0:
 		st.b = filtering.Wrap(core.v.b, links, filtering.Options{Backend: bc.Name, ReplicaLabels: replicas, Charge: charge, Release: release, Observe: observe})
 	}
 	for _, u := range uses {
@@ -288,10 +308,11 @@ func (s *stores) openOne(ctx context.Context, bc config.Backend) (*shared[*kerne
 // so has one that takes the place of a backend in force, which stays otherwise; any other
 // may come later, unless what is wrong is in the configuration.
 func (s *stores) openPlugin(ctx context.Context, bc config.Backend, log *slog.Logger) (backend.Backend, func() error, error) {
-	open := func() (backend.Backend, func() error, error) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), openTime)
+	serving := s.opened[bc.Name] != nil || bc.Required && bc.Plugin.Launch == config.LaunchSpawn
+	open := func(ctx context.Context) (backend.Backend, func() error, error) {
+		ctx, cancel := context.WithTimeout(ctx, openTime)
 		defer cancel()
-		b, release, err := s.plugins.Backend(ctx, bc.Name, specOf(bc.Plugin), []byte(bc.Config))
+		b, release, err := s.plugins.Backend(ctx, bc.Name, specOf(bc.Plugin), []byte(bc.Config), serving)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -303,12 +324,12 @@ func (s *stores) openPlugin(ctx context.Context, bc config.Backend, log *slog.Lo
 			return nil
 		}, nil
 	}
-	b, end, err := open()
-	if err == nil || bc.Required || s.opened[bc.Name] != nil || !errors.Is(err, carrier.ErrFault) {
+	b, end, err := open(ctx)
+	if err == nil || ctx.Err() != nil || bc.Required || s.opened[bc.Name] != nil || !errors.Is(err, carrier.ErrFault) {
 		return b, end, err
 	}
 	log.Warn("a plug-in does not start; it is expected all the same, and tried again", "err", err)
-	l := &late{open: open, err: err}
+	l := &late{open: func() (backend.Backend, func() error, error) { return open(context.WithoutCancel(ctx)) }, err: err}
 	return l, l.Close, nil
 }
 

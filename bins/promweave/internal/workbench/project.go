@@ -143,7 +143,7 @@ func (p *Project) Open(ctx context.Context, log *slog.Logger) (*Opened, error) {
 
 func (o *Opened) configure(ctx context.Context, m *trust.Manifest, spec registry.Spec, config string) (*registry.Filter, backend.Backend, func(), error) {
 	if m.Kind == "backend" {
-		b, release, err := o.registry.Backend(ctx, m.Name, spec, []byte(config))
+		b, release, err := o.registry.Backend(ctx, m.Name, spec, []byte(config), true)
 		if err != nil {
 			return nil, nil, nil, err
 		}

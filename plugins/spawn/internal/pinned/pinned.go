@@ -26,10 +26,10 @@ import (
 	"syscall"
 )
 
-// maxBaseLength bounds the path of the base directory: a socket's path of
+// MaxBaseLength bounds the path of the base directory: a socket's path of
 // base/xxxxxxxx/plugin-dir0123456789/plugin0123456789 must fit into the 104 bytes that
 // the strictest unix has for it.
-const maxBaseLength = 56
+const MaxBaseLength = 56
 
 // maxFileSize bounds a plug-in's file, so that a wrong path does not fill the disk.
 const maxFileSize = 2 << 30
@@ -52,15 +52,15 @@ func OpenDirectory(base string) (_ *Directory, swept int, err error) {
 	if base == "" {
 		name := "promweave-" + strconv.Itoa(os.Getuid())
 		base = filepath.Join(os.TempDir(), name)
-		if len(base) > maxBaseLength {
+		if len(base) > MaxBaseLength {
 			base = filepath.Join("/tmp", name)
 		}
 	}
 	if base, err = filepath.Abs(base); err != nil {
 		return nil, 0, err
 	}
-	if len(base) > maxBaseLength {
-		return nil, 0, fmt.Errorf("the runtime directory %s is too long for the path of a socket: choose one of at most %d bytes", base, maxBaseLength)
+	if len(base) > MaxBaseLength {
+		return nil, 0, fmt.Errorf("the runtime directory %s is too long for the path of a socket: choose one of at most %d bytes (plugins.dir)", base, MaxBaseLength)
 	}
 	if err := os.MkdirAll(base, 0o700); err != nil {
 		return nil, 0, fmt.Errorf("cannot make the runtime directory: %w", err)
@@ -103,11 +103,11 @@ func checkPrivate(path string) error {
 	st, ok := fi.Sys().(*syscall.Stat_t)
 	switch {
 	case !fi.IsDir():
-		return fmt.Errorf("the runtime directory %s is not a directory (links are not followed): choose another one", path)
+		return fmt.Errorf("the runtime directory %s is not a directory (links are not followed): choose another one (plugins.dir)", path)
 	case ok && int(st.Uid) != os.Geteuid():
-		return fmt.Errorf("the runtime directory %s belongs to user %d, not to %d: choose another one", path, st.Uid, os.Geteuid())
+		return fmt.Errorf("the runtime directory %s belongs to user %d, not to %d: choose another one (plugins.dir)", path, st.Uid, os.Geteuid())
 	case fi.Mode().Perm()&0o077 != 0:
-		return fmt.Errorf("the runtime directory %s is open to others (mode %04o): make it 0700 or choose another one", path, fi.Mode().Perm())
+		return fmt.Errorf("the runtime directory %s is open to others (mode %04o): make it 0700 or choose another one (plugins.dir)", path, fi.Mode().Perm())
 	}
 	return nil
 }

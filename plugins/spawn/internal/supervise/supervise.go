@@ -154,6 +154,8 @@ type Supervisor[P Process] struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	done   chan struct{}
+	// tried is closed after the first start.
+	tried chan struct{}
 	// stopping are processes on their way out.
 	stopping sync.WaitGroup
 	replace  chan replacement[P]
@@ -162,6 +164,7 @@ type Supervisor[P Process] struct {
 	recent []time.Time // of faults in the window
 	streak int         // faults since a process was last stable
 	open   bool
+	served bool // a process has
 
 	mu      sync.Mutex
 	now     Snapshot
@@ -181,18 +184,7 @@ var ErrClosed = errors.New("the plug-in is closed")
 
 // Open starts the first process, and fails if that does.
 func Open[P Process](ctx context.Context, limits Limits, hooks Hooks[P]) (*Supervisor[P], error) {
-	if hooks.Jitter == nil {
-		hooks.Jitter = rand.Float64
-	}
-	if hooks.Changed == nil {
-		hooks.Changed = func(Snapshot) {}
-	}
-	s := &Supervisor[P]{
-		hooks: hooks, limits: limits.WithDefaults(), done: make(chan struct{}),
-		replace: make(chan replacement[P]),
-	}
-	s.now.Faults = map[string]int{}
-	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	s := create(limits, hooks)
 	s.set(carrier.Starting, time.Time{})
 	p, err := s.start(ctx)
 	if err != nil {
@@ -202,10 +194,39 @@ func Open[P Process](ctx context.Context, limits Limits, hooks Hooks[P]) (*Super
 		s.set(carrier.Closed, time.Time{})
 		return nil, err
 	}
-	s.serving(p, false)
+	close(s.tried)
+	s.serving(p)
 	go s.run(p)
 	return s, nil
 }
+
+// Begin has the first process started, which may fail like all others.
+func Begin[P Process](limits Limits, hooks Hooks[P]) *Supervisor[P] {
+	s := create(limits, hooks)
+	var none P
+	go s.run(none)
+	return s
+}
+
+func create[P Process](limits Limits, hooks Hooks[P]) *Supervisor[P] {
+	if hooks.Jitter == nil {
+		hooks.Jitter = rand.Float64
+	}
+	if hooks.Changed == nil {
+		hooks.Changed = func(Snapshot) {}
+	}
+	s := &Supervisor[P]{
+		hooks: hooks, limits: limits.WithDefaults(), done: make(chan struct{}), tried: make(chan struct{}),
+		replace: make(chan replacement[P]),
+	}
+	s.now.Faults, s.now.State, s.now.Since = map[string]int{}, carrier.Starting, time.Now()
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	return s
+}
+
+// Tried is closed when the first start has succeeded or failed, or the supervisor is
+// closed.
+func (s *Supervisor[P]) Tried() <-chan struct{} { return s.tried }
 
 // Snapshot returns what the supervisor is doing.
 func (s *Supervisor[P]) Snapshot() Snapshot {
@@ -338,6 +359,14 @@ func (s *Supervisor[P]) run(p P) {
 	defer close(s.done)
 	defer s.set(carrier.Closed, time.Time{})
 	var zero P
+	tried := sync.OnceFunc(func() {
+		select {
+		case <-s.tried:
+		default:
+			close(s.tried)
+		}
+	})
+	defer tried()
 	for {
 		var fault *Fault
 		if p != zero {
@@ -351,7 +380,8 @@ func (s *Supervisor[P]) run(p P) {
 		} else {
 			s.set(carrier.Starting, time.Time{})
 			if p, fault = s.start(s.ctx); fault == nil {
-				s.serving(p, true)
+				s.serving(p)
+				tried()
 				continue
 			}
 			if s.ctx.Err() != nil {
@@ -369,6 +399,7 @@ func (s *Supervisor[P]) run(p P) {
 			p = zero
 		}
 		s.set(state, time.Now().Add(pause))
+		tried()
 		if pause <= 0 {
 			continue
 		}
@@ -382,7 +413,7 @@ func (s *Supervisor[P]) run(p P) {
 			case r := <-s.replace:
 				if s.take(r) == nil {
 					p = r.p
-					s.serving(p, true)
+					s.serving(p)
 					r.err <- nil
 					break wait
 				}
@@ -431,7 +462,7 @@ func (s *Supervisor[P]) watch(p P) (P, *Fault) {
 			default:
 				failures++
 				if failures >= s.limits.HealthFailures {
-					return p, &Fault{Kind: KindUnhealthy, Err: fmt.Errorf("it was asked %d times in a row how it is: %w", failures, err)}
+					return p, &Fault{Kind: KindUnhealthy, Err: fmt.Errorf("%d health checks in a row failed: %w", failures, err)}
 				}
 			}
 			if failures == 0 {
@@ -445,7 +476,7 @@ func (s *Supervisor[P]) watch(p P) (P, *Fault) {
 			}
 			old := p
 			p = r.p
-			s.serving(p, true)
+			s.serving(p)
 			s.hooks.Lost(old, nil, 0)
 			s.retire(old)
 			r.err <- nil
@@ -508,13 +539,14 @@ func (s *Supervisor[P]) jitter(d time.Duration) time.Duration {
 	return d*3/4 + time.Duration(s.hooks.Jitter()*float64(d)/2)
 }
 
-func (s *Supervisor[P]) serving(p P, restart bool) {
+func (s *Supervisor[P]) serving(p P) {
 	s.mu.Lock()
 	s.current = p
-	if restart {
+	if s.served {
 		s.now.Restarts++
 	}
 	s.mu.Unlock()
+	s.served = true
 	s.set(carrier.Serving, time.Time{})
 }
 

@@ -260,7 +260,7 @@ func TestHungProcessIsKilled(t *testing.T) {
 		p.setHealth(hang)
 		time.Sleep(time.Minute)
 		h.want("0s starting", "0s serving",
-			"7s lost 0: it was asked 3 times in a row how it is: context deadline exceeded, wait 10s",
+			"7s lost 0: 3 health checks in a row failed: context deadline exceeded, wait 10s",
 			"7s backing off", "7s starting", "7s serving")
 		<-p.stopc
 		if !p.killed {
@@ -294,6 +294,47 @@ func TestStartTimeout(t *testing.T) {
 			t.Errorf("error %v", err)
 		}
 		h.want("0s starting", "3s closed")
+	})
+}
+
+// TestBegin: a first start that fails is one like all others.
+func TestBegin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &host{t: t, began: time.Now()}
+		h.onStart = func(_ context.Context, n int) error {
+			if n == 0 {
+				time.Sleep(time.Second)
+			}
+			if n < 2 {
+				return errors.New("boom")
+			}
+			return nil
+		}
+		s := Begin(Limits{}, h.hooks())
+		select {
+		case <-s.Tried():
+			t.Error("tried already")
+		default:
+		}
+		<-s.Tried()
+		if d := time.Since(h.began); d != time.Second {
+			t.Errorf("tried after %v", d)
+		}
+		time.Sleep(time.Minute)
+		if n := s.Snapshot(); n.State != carrier.Serving || n.Restarts != 0 || n.Faults[KindStart] != 2 {
+			t.Errorf("%+v", n)
+		}
+		s.Close()
+		h.want("0s starting", "1s not started: boom, wait 10s", "1s backing off", "1s starting", "1s not started: boom, wait 10.05s",
+			"1s backing off", "1.05s starting", "1.05s serving", "1m1s left 2", "1m1s closed")
+
+		// Whoever waits for a start that never ends is told of the end.
+		h = &host{t: t, began: time.Now()}
+		h.onStart = func(ctx context.Context, _ int) error { <-ctx.Done(); return ctx.Err() }
+		s = Begin(Limits{}, h.hooks())
+		synctest.Wait()
+		s.Close()
+		<-s.Tried()
 	})
 }
 

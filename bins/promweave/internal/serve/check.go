@@ -1,0 +1,91 @@
+// Copyright The Promweave Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package serve
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"github.com/promweave/promweave/bins/promweave/internal/config"
+	"github.com/promweave/promweave/plugins/filtering"
+	"github.com/promweave/promweave/plugins/registry"
+	"github.com/promweave/promweave/sdk/backend"
+)
+
+// CheckPlugins tells bad what a start would refuse about filters and plug-ins. It loads
+// and configures what cannot do anything but compute: filters of this program, and
+// modules. Of programs it looks at the file alone, and services are not asked.
+func CheckPlugins(ctx context.Context, c *config.Config, bad func(key, format string, args ...any)) {
+	v, err := verifierOf(c.Plugins)
+	if err != nil {
+		bad("plugins", "%v", err)
+		return
+	}
+	dir, err := os.MkdirTemp("", "promweave-check-")
+	if err != nil {
+		bad("", "%v", err)
+		return
+	}
+	defer os.RemoveAll(dir)
+	log := slog.New(slog.DiscardHandler)
+	r := registry.New(registry.Options{Dir: dir, Builtins: builtinFilters, Logger: log, Verifier: v})
+	defer r.Close()
+
+	o := &opened{cfg: *c, byName: map[string]*shared[*registry.Filter]{}, absent: map[string]*absent{}}
+	for i, fc := range c.Filters {
+		key := fmt.Sprintf("filters[%d]", i)
+		spec := registry.Spec{Launch: registry.Builtin, Kind: fc.Kind}
+		if fc.Plugin != nil {
+			spec = specOf(fc.Plugin)
+			key += ".plugin"
+		}
+		// What is not known cannot be compared with where it is named.
+		o.absent[fc.Name] = &absent{cfg: fc}
+		if err := r.Examine(spec); err != nil {
+			bad(key, "%v", err)
+			continue
+		}
+		if !computes(spec) {
+			continue
+		}
+		x, err := r.Filter(ctx, fc.Name, spec, []byte(fc.Config), filtering.Closed)
+		if err != nil {
+			bad(key, "%v", err)
+			continue
+		}
+		defer x.Close()
+		o.byName[fc.Name] = share(x, x.Close)
+		delete(o.absent, fc.Name)
+	}
+	if err := o.check(); err != nil {
+		bad("filters", "%v", err)
+	}
+	for i, bc := range c.Backends {
+		if bc.Plugin == nil {
+			continue
+		}
+		key, spec := fmt.Sprintf("backends[%d].plugin", i), specOf(bc.Plugin)
+		if err := r.Examine(spec); err != nil {
+			bad(key, "%v", err)
+			continue
+		}
+		if !computes(spec) {
+			continue
+		}
+		b, release, err := r.Backend(ctx, bc.Name, spec, []byte(bc.Config), true)
+		if err != nil {
+			bad(key, "%v", err)
+			continue
+		}
+		if x, ok := b.(backend.Closer); ok {
+			_ = x.Close()
+		}
+		release()
+	}
+}
+
+// computes says that loading what a spec names does nothing else.
+func computes(s registry.Spec) bool { return s.Launch == registry.Builtin || s.Launch == registry.WASM }
