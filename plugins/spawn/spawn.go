@@ -70,8 +70,9 @@ type Config struct {
 	// DisableMTLS leaves the connection in plain text. The socket lies in a directory that
 	// only our own user can enter; mutual TLS also keeps out that user's other programs.
 	DisableMTLS bool
-	// Memory in bytes that the process may take: as its data, by the kernel, at which
-	// allocation fails, and as resident memory, by the health check. 0 is no limit.
+	// Memory in bytes that the process may take: as resident memory, by the health check,
+	// and, with 128 MiB on top, as its data, by the kernel, at which allocation fails.
+	// 0 is no limit.
 	Memory uint64
 	// AddressSpace in bytes. Programs in Go reserve much more than they use; prefer Memory.
 	AddressSpace uint64
@@ -133,6 +134,7 @@ func open(ctx context.Context, cfg Config, log *slog.Logger, reg prometheus.Regi
 		log = slog.New(slog.DiscardHandler)
 	}
 	p := &Plugin{cfg: cfg, log: log.With("plugin", cfg.Name), tally: tally.New(cfg.Name, "spawn", cfg.Path), reg: reg}
+	seal()
 	dir, swept, err := pinned.OpenDirectory(cfg.RuntimeDir)
 	if err != nil {
 		return nil, err

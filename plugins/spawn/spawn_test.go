@@ -291,6 +291,16 @@ func TestFilesThatCannotRun(t *testing.T) {
 
 // What a process finds around it is what its configuration says and nothing else.
 func TestSurroundings(t *testing.T) {
+	var pipe [2]int
+	if err := syscall.Pipe(pipe[:]); err != nil { // not closed in children, as what a shell has left open
+		t.Fatal(err)
+	}
+	defer syscall.Close(pipe[0])
+	defer syscall.Close(pipe[1])
+	inherited, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", pipe[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Setenv("SECRET_OF_THE_HOST", "1")
 	cfg := hostile(t, "")
 	cfg.Env = []string{"DATABASE=x y"}
@@ -323,7 +333,7 @@ func TestSurroundings(t *testing.T) {
 			limits[strings.TrimSpace(line[:26])] = strings.Join(strings.Fields(line[26:66]), " ")
 		}
 	}
-	for name, want := range map[string]string{"Max core file size": "0 0", "Max open files": "123 123", "Max data size": "1073741824 1073741824"} {
+	for name, want := range map[string]string{"Max core file size": "0 0", "Max open files": "123 123", "Max data size": "1207959552 1207959552"} {
 		if limits[name] != want {
 			t.Errorf("%s: %q, want %q", name, limits[name], want)
 		}
@@ -335,6 +345,16 @@ func TestSurroundings(t *testing.T) {
 	s := p.Status()
 	if s.PID != pid || s.State != carrier.Serving || s.SHA256 != cfg.SHA256 || s.Origin != cfg.Path || s.Launch != "spawn" || s.MemoryBytes < 1<<20 || s.Instances != 1 || s.Calls < 6 {
 		t.Errorf("status %+v", s)
+	}
+	// Files that the host was started with stay with the host.
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil || len(fds) < 4 {
+		t.Errorf("%d files, %v", len(fds), err)
+	}
+	for _, fd := range fds {
+		if to, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, fd.Name())); to == inherited {
+			t.Errorf("it has file %s of the host's", fd.Name())
+		}
 	}
 	if pgid, err := syscall.Getpgid(pid); err != nil || pgid != pid {
 		t.Errorf("process group %d, %v", pgid, err)

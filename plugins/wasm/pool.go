@@ -16,7 +16,7 @@ import (
 )
 
 // The circuit: so many faults in such a time open it, for first and then ever twice
-// as long up to last. An hour of calm without it opening makes it forget.
+// as long up to last. Ten minutes of calm without it opening make it forget.
 const (
 	circuitFaults = 5
 	circuitWindow = 10 * time.Second
@@ -336,11 +336,7 @@ func (p *Plugin) record(f *Fault, probe, trial bool) {
 		p.backoff = min(2*p.backoff, lastBackoff)
 	}
 	p.open, p.probing, p.opened, p.until, p.recent = true, false, now, now.Add(p.backoff), nil
-	if p.backoff < lastBackoff {
-		p.become(carrier.BackingOff)
-	} else {
-		p.become(carrier.Failed)
-	}
+	p.become(carrier.Failed)
 	p.log.Error("plug-in is out", "plugin", p.config.Name, "for", p.backoff, "last_fault", p.lastFault)
 }
 

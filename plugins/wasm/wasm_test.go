@@ -282,11 +282,7 @@ func TestCircuit(t *testing.T) {
 		backoff := firstBackoff
 		for range 8 {
 			for range 2 { // one attempt only, the other is refused
-				want := carrier.BackingOff
-				if backoff == lastBackoff {
-					want = carrier.Failed
-				}
-				if s := p.Status(); s.State != want {
+				if s := p.Status(); s.State != carrier.Failed {
 					t.Fatalf("state is %s at %v", s.State, backoff)
 				}
 				time.Sleep(backoff / 3)
@@ -338,7 +334,7 @@ func TestTrial(t *testing.T) {
 		for range circuitFaults {
 			_ = callHook(t.Context(), bad, "request", nil)
 		}
-		if s := p.Status(); s.State != carrier.BackingOff {
+		if s := p.Status(); s.State != carrier.Failed {
 			t.Fatalf("state is %s", s.State)
 		}
 		if _, err := p.Filter(t.Context(), &filter.Config{Name: "other"}); err != nil {
