@@ -25,6 +25,7 @@ import (
 	"github.com/promweave/promweave/core/access"
 	"github.com/promweave/promweave/core/query"
 	"github.com/promweave/promweave/sdk/backend"
+	"github.com/promweave/promweave/sdk/matching"
 	"github.com/promweave/promweave/sdk/storepb"
 	"github.com/promweave/promweave/sdk/storepb/prompb"
 )
@@ -157,10 +158,11 @@ func (s *Server) options(e storepb.EngineType, dedup, partial bool, replicaLabel
 		o.Timeout = time.Duration(timeout) * time.Second
 	}
 	o.LookbackDelta = time.Duration(lookback) * time.Second
+	var budget matching.Budget
 	for _, sm := range stores {
 		var ms []*labels.Matcher
 		for _, m := range sm.LabelMatchers {
-			x, err := labels.NewMatcher(labels.MatchType(m.Type), m.Name, m.Value)
+			x, err := budget.New(labels.MatchType(m.Type), m.Name, m.Value)
 			if err != nil || m.Type < 0 || m.Type > storepb.LabelMatcher_NRE {
 				return o, status.Errorf(codes.InvalidArgument, "store matcher on %q: type %s, value %q: %v", m.Name, m.Type, m.Value, err)
 			}

@@ -22,6 +22,7 @@ import (
 
 	"github.com/promweave/promweave/core/dedup"
 	"github.com/promweave/promweave/core/query"
+	"github.com/promweave/promweave/core/syntax"
 	"github.com/promweave/promweave/sdk/backend"
 )
 
@@ -33,7 +34,13 @@ var (
 )
 
 // form holds the parameters of a request.
-type form struct{ values url.Values }
+type form struct {
+	values url.Values
+	// exprs reads expressions and selectors, which share its bounds.
+	exprs *syntax.Reader
+}
+
+func newForm(values url.Values) form { return form{values, &syntax.Reader{}} }
 
 // readForm reads the parameters from the address and, with POST, from the body,
 // which must be a form of at most limit bytes. Where both name one, the body wins.
@@ -62,7 +69,7 @@ func readForm(w http.ResponseWriter, r *http.Request, limit int64) (form, error)
 		}
 		return form{}, badData("parameters of the request: %v; encode them as application/x-www-form-urlencoded", err)
 	}
-	return form{values: r.Form}, nil
+	return newForm(r.Form), nil
 }
 
 func tooLarge(limit int64) error {
@@ -250,7 +257,7 @@ func (f form) expr() (string, parser.Expr, error) {
 	if strings.TrimSpace(s) == "" {
 		return "", nil, badParam("query", "it is missing or empty; give a PromQL expression, such as up")
 	}
-	e, err := parser.ParseExpr(s)
+	e, err := f.exprs.Expr(s)
 	if err != nil {
 		return "", nil, badParam("query", "%v", err)
 	}
@@ -279,7 +286,7 @@ func (f form) matchers() ([][]*labels.Matcher, error) {
 func (f form) selectors(name string) ([][]*labels.Matcher, error) {
 	var sets [][]*labels.Matcher
 	for _, s := range f.values[name] {
-		set, err := parser.ParseMetricSelector(s)
+		set, err := f.exprs.Selector(s)
 		if err != nil {
 			return nil, badParam(name, "%s: %v; give a series selector, as in up{job=~\"a|b\"}", clip(s), err)
 		}

@@ -300,7 +300,7 @@ func (s *Server) read(w http.ResponseWriter, r *http.Request) {
 	}
 	def := s.q.DefaultOptions()
 	def.PartialResponse = false
-	o, err := form{values: r.URL.Query()}.options(def)
+	o, err := newForm(r.URL.Query()).options(def)
 	if err != nil {
 		fail(readError(err))
 		return

@@ -578,7 +578,7 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	jw.String(e.typ)
 	jw.Raw(`,"error":`)
 	jw.String(e.text)
-	s.writeReport(jw, form{values: r.Form}, e.report)
+	s.writeReport(jw, newForm(r.Form), e.report)
 	jw.Raw("}")
 	if jw.Close() != nil {
 		panic(http.ErrAbortHandler)

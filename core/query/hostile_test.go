@@ -255,6 +255,32 @@ func TestBounds(t *testing.T) {
 	}
 }
 
+// TestDeep: what is as deep, or as long a chain, as is allowed is answered by both
+// engines in the memory of an ordinary query; their stacks are as deep as it.
+func TestDeep(t *testing.T) {
+	s, _ := serve(t, query.Config{}, spec("one", fakestore.Holding(labels.EmptyLabels(), gauge(1, "__name__", "c"))))
+	for name, expr := range map[string]string{
+		"functions": strings.Repeat("abs(", 3300) + "c" + strings.Repeat(")", 3300),
+		"brackets":  strings.Repeat("(", 4990) + "c" + strings.Repeat(")", 4990),
+		"a chain":   strings.Repeat("1 * ", 4990) + "1",
+		"signs":     strings.Repeat("-", 9990) + "c",
+	} {
+		for _, engine := range engines {
+			o := s.DefaultOptions()
+			o.Engine = engine
+			res, err := s.Instant(t.Context(), &query.Request{Query: expr, Start: at(30), End: at(30), Options: o})
+			if err != nil {
+				t.Errorf("%s, %s: %v", name, engine, err)
+				continue
+			}
+			if v := res.Value.String(); !strings.Contains(v, "1") {
+				t.Errorf("%s, %s: %s", name, engine, v)
+			}
+			res.Close()
+		}
+	}
+}
+
 // TestEmbeddedFailsOnCorruption: nobody asks an embedded querier how complete it was.
 func TestEmbeddedFailsOnCorruption(t *testing.T) {
 	bad := fakestore.Floats(labels.FromStrings("__name__", "c"), []int64{0, 1000, 2000}, []float64{1, 2, 3})

@@ -18,6 +18,7 @@ import (
 	"github.com/promweave/promweave/core/fanout"
 	"github.com/promweave/promweave/core/membership"
 	"github.com/promweave/promweave/core/report"
+	"github.com/promweave/promweave/core/syntax"
 	"github.com/promweave/promweave/sdk/backend"
 	"github.com/promweave/promweave/sdk/backend/shaping"
 	"github.com/promweave/promweave/sdk/storepb"
@@ -313,7 +314,7 @@ func SumStatistics(entries map[string]*storepb.TSDBStatisticsEntry, limit int) *
 
 // selectorsOf returns the matcher lists of all selectors in an expression.
 func selectorsOf(expr string) ([][]*labels.Matcher, error) {
-	e, err := parser.ParseExpr(expr)
+	e, err := new(syntax.Reader).Expr(expr)
 	if err != nil {
 		return nil, badData("%s", err)
 	}

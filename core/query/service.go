@@ -28,6 +28,7 @@ import (
 	"github.com/promweave/promweave/core/membership"
 	"github.com/promweave/promweave/core/report"
 	"github.com/promweave/promweave/core/resolution"
+	"github.com/promweave/promweave/core/syntax"
 	"github.com/promweave/promweave/sdk/backend"
 )
 
@@ -313,13 +314,10 @@ func (s *Service) Range(ctx context.Context, req *Request) (*Result, error) {
 	return s.run(ctx, req, "range")
 }
 
-// Bounds of what may be asked at once, far above what people and dashboards do.
-// They keep a request of a few kilobytes from costing without limit before the
-// limits on what arrives can act.
-const (
-	maxQueryLength = 256 << 10
-	maxSelectors   = 1000
-)
+// maxSelectors bounds what may be asked at once, far above what people and dashboards
+// do: a request of a few kilobytes must not cost without limit before the limits on
+// what arrives can act. Package syntax has more of these.
+const maxSelectors = 1000
 
 // checkTime refuses what the engines, who count in nanoseconds since 1970, would
 // take for another time.
@@ -404,10 +402,7 @@ func check(req *Request) ([][]*labels.Matcher, error) {
 			return nil, err
 		}
 	}
-	if n := len(req.Query); n > maxQueryLength {
-		return nil, badData("the query has %d bytes, and at most %d are allowed", n, maxQueryLength)
-	}
-	expr, err := parser.ParseExpr(req.Query)
+	expr, err := new(syntax.Reader).Expr(req.Query)
 	if err != nil {
 		return nil, &Error{Kind: ErrBadData, Err: err}
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/promweave/promweave/core/fanout"
 	"github.com/promweave/promweave/core/membership"
 	"github.com/promweave/promweave/core/report"
+	"github.com/promweave/promweave/core/syntax"
 	"github.com/promweave/promweave/sdk/backend"
 	"github.com/promweave/promweave/sdk/storepb"
 )
@@ -86,6 +87,16 @@ func later(a, b *timestamppb.Timestamp) bool { return a.AsTime().After(b.AsTime(
 // pass that have all labels it enforces: what a rule without them computes, nobody
 // can tell from here.
 func (s *Service) Rules(ctx context.Context, req *storepb.RulesRequest, o Options) (*RulesResult, error) {
+	if n := len(req.GetMatcherString()); n > maxSelectors {
+		return nil, badData("%d selectors, and at most %d are allowed", n, maxSelectors)
+	}
+	var read syntax.Reader
+	for _, m := range req.GetMatcherString() {
+		// Backends parse it themselves; this says that they may.
+		if _, err := read.Selector(m); err != nil {
+			return nil, badData("rules: matcher %q: %v", m, err)
+		}
+	}
 	_, r, answers, err := ask(ctx, s, &access.Ask{Kind: "rules"}, o, everything, func(c *backend.Capabilities) bool { return c.Rules },
 		func(ctx context.Context, _ *request, b backend.RulesBackend, _ *membership.Member) ([]*storepb.RuleGroup, []backend.Notice, error) {
 			return b.Rules(ctx, req)

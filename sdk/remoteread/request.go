@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/prometheus/tsdb/chunkenc"
 
 	"github.com/promweave/promweave/sdk/backend"
+	"github.com/promweave/promweave/sdk/matching"
 	"github.com/promweave/promweave/sdk/remoteread/readpb"
 	"github.com/promweave/promweave/sdk/storepb/prompb"
 )
@@ -127,9 +128,10 @@ func DecodeRequest(body io.Reader, limits RequestLimits) (*Request, error) {
 	if n := len(pb.Queries); n > limits.Queries {
 		return nil, backend.Errorf(backend.ErrLimit, "remote read request has %d queries, at most %d are taken", n, limits.Queries)
 	}
+	var budget matching.Budget
 	req := &Request{Accept: pb.AcceptedResponseTypes}
 	for _, q := range pb.Queries {
-		ms, err := matchersFromPB(q.Matchers)
+		ms, err := matchersFromPB(q.Matchers, &budget)
 		if err != nil {
 			return nil, err
 		}
@@ -196,7 +198,7 @@ func matchersToPB(ms []*labels.Matcher) ([]*readpb.LabelMatcher, error) {
 	return out, nil
 }
 
-func matchersFromPB(ms []*readpb.LabelMatcher) ([]*labels.Matcher, error) {
+func matchersFromPB(ms []*readpb.LabelMatcher, budget *matching.Budget) ([]*labels.Matcher, error) {
 	out := make([]*labels.Matcher, 0, len(ms))
 	for _, m := range ms {
 		var t labels.MatchType
@@ -212,9 +214,9 @@ func matchersFromPB(ms []*readpb.LabelMatcher) ([]*labels.Matcher, error) {
 		default:
 			return nil, backend.Errorf(backend.ErrInvalid, "matcher on %q has the unknown type %d", m.Name, m.Type)
 		}
-		c, err := labels.NewMatcher(t, m.Name, m.Value)
+		c, err := budget.New(t, m.Name, m.Value)
 		if err != nil {
-			return nil, backend.Errorf(backend.ErrInvalid, "matcher on %q: %w", m.Name, err)
+			return nil, err
 		}
 		out = append(out, c)
 	}

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/promweave/promweave/sdk/backend"
+	"github.com/promweave/promweave/sdk/matching"
 	"github.com/promweave/promweave/sdk/storepb"
 	"github.com/promweave/promweave/sdk/storepb/infopb"
 )
@@ -178,6 +179,7 @@ func matchersFromWire(ms []*storepb.LabelMatcher) ([]*labels.Matcher, error) {
 	if len(ms) == 0 {
 		return nil, nil
 	}
+	var budget matching.Budget
 	out := make([]*labels.Matcher, len(ms))
 	for i, m := range ms {
 		if m.GetName() == "" {
@@ -187,8 +189,8 @@ func matchersFromWire(ms []*storepb.LabelMatcher) ([]*labels.Matcher, error) {
 			return nil, backend.Errorf(backend.ErrInvalid, "matcher %d on %q is of unknown type %d; known are 0 to 3", i, m.GetName(), m.GetType())
 		}
 		var err error
-		if out[i], err = labels.NewMatcher(labels.MatchType(m.GetType()), m.GetName(), m.GetValue()); err != nil {
-			return nil, backend.Errorf(backend.ErrInvalid, "matcher %d on %q: %w", i, m.GetName(), err)
+		if out[i], err = budget.New(labels.MatchType(m.GetType()), m.GetName(), m.GetValue()); err != nil {
+			return nil, backend.Errorf(backend.ErrInvalid, "matcher %d: %w", i, err)
 		}
 	}
 	return out, nil

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/promweave/promweave/sdk/backend"
+	"github.com/promweave/promweave/sdk/matching"
 	"github.com/promweave/promweave/sdk/storepb"
 )
 
@@ -365,7 +366,10 @@ func ParseSelectors(query string) ([][]*labels.Matcher, error) {
 	}
 }
 
-type selectorParser struct{ rest, all string }
+type selectorParser struct {
+	rest, all string
+	budget    matching.Budget
+}
 
 func (p *selectorParser) fail(want string) error {
 	return backend.Errorf(backend.ErrInvalid, "query %q: at byte %d: expected %s; only selectors joined by + are understood here", p.all, len(p.all)-len(p.rest), want)
@@ -444,9 +448,9 @@ func unquote(s string) (string, error) {
 func (p *selectorParser) selector() ([]*labels.Matcher, error) {
 	var out []*labels.Matcher
 	add := func(t labels.MatchType, name, value string) error {
-		m, err := labels.NewMatcher(t, name, value)
+		m, err := p.budget.New(t, name, value)
 		if err != nil {
-			return backend.Errorf(backend.ErrInvalid, "query %q: matcher on %q: %w", p.all, name, err)
+			return backend.Errorf(backend.ErrInvalid, "query %q: %w", p.all, err)
 		}
 		out = append(out, m)
 		return nil
