@@ -296,7 +296,7 @@ func call[R any](ctx context.Context, p *Plugin, what string, limit time.Duratio
 	case <-ctx.Done():
 		err = fmt.Errorf("plug-in %s: %s: %w", p.cfg.Name, what, context.Cause(ctx))
 	case <-timer.C:
-		err = tally.Fault(p.cfg.Name, what, backend.ErrUnavailable, fmt.Errorf("no answer in %v: %w", limit, context.DeadlineExceeded))
+		err = tally.Fault(p.cfg.Name, what, backend.ErrUnavailable, fmt.Errorf("%w: %v", carrier.ErrTimeout, limit))
 		p.tally.Fault(tally.Timeout, err)
 	}
 	mu.Lock()

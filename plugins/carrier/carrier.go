@@ -65,6 +65,26 @@ type Rejecter interface {
 // ErrFault is wrapped by errors that are the plug-in's fault.
 var ErrFault = errors.New("plug-in fault")
 
+// ErrTimeout is wrapped by faults that are calls which took too long. To errors.Is it is
+// context.DeadlineExceeded too.
+var ErrTimeout error = timeout{}
+
+type timeout struct{}
+
+func (timeout) Error() string { return "no answer in time" }
+
+// Is implements what errors.Is asks for.
+func (timeout) Is(target error) bool { return target == context.DeadlineExceeded }
+
+type largeKey struct{}
+
+// Large marks the context of a call whose argument is so large that to be late with it
+// says nothing about the plug-in: such a fault is one for who asked, and opens no circuit.
+func Large(ctx context.Context) context.Context { return context.WithValue(ctx, largeKey{}, true) }
+
+// IsLarge says whether a call is one of those.
+func IsLarge(ctx context.Context) bool { return ctx.Value(largeKey{}) != nil }
+
 // Description is filter.Description for plug-ins of any kind.
 type Description struct {
 	filter.Description

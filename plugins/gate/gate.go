@@ -81,11 +81,20 @@ func (g *Gate) Admit(ctx context.Context, ask *access.Ask) (*access.Grant, error
 	if err != nil {
 		return nil, err
 	}
+	asked := ctx
+	if size > largeText {
+		asked = carrier.Large(ctx)
+	}
 	for _, l := range g.links {
-		r, err := l.Filter.Request(ctx, call)
+		r, err := l.Filter.Request(asked, call)
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil, context.Cause(ctx)
+			}
+			if size > largeText && errors.Is(err, carrier.ErrTimeout) {
+				g.log.Warn("a filter could not decide in time about a large request, which is refused", "filter", l.Name, "subject", caller.Subject, "bytes", size)
+				return nil, &access.Denied{Status: http.StatusRequestEntityTooLarge, Message: fmt.Sprintf(
+					"filter %s could not decide in time about a request of this size; ask for less at once", l.Name)}
 			}
 			g.log.Error("a filter could not decide about a request, which is refused", "filter", l.Name, "subject", caller.Subject, "err", err)
 			return nil, backend.Errorf(backend.ErrUnavailable, "filter %s cannot decide about requests at the moment: %w", l.Name, hidden{err})
@@ -206,7 +215,7 @@ func check(c *access.Caller, ask *access.Ask) (int, error) {
 	valid := utf8.ValidString(ask.Query)
 	for _, values := range c.Headers {
 		for _, v := range values {
-			size += len(v)
+			size += len(v) + matcherCost // also of an empty one
 			valid = valid && utf8.ValidString(v)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"net/http"
 	"strings"
 	"testing"
 
@@ -152,6 +153,32 @@ func TestAdmins(t *testing.T) {
 	}
 }
 
+// TestLate: a filter that is late with a large request refuses that one, and is told that
+// it is excused; with any other it is out of order.
+func TestLate(t *testing.T) {
+	excused := false
+	g := gate.New([]gate.Link{{Name: "a", Filter: late{&excused}}}, "", quiet)
+	for size, status := range map[int]int{100: 0, 100 << 10: http.StatusRequestEntityTooLarge} {
+		_, err := g.Admit(t.Context(), &access.Ask{Query: strings.Repeat("x", size)})
+		var denied *access.Denied
+		if errors.As(err, &denied) != (status != 0) || denied != nil && denied.Status != status || excused != (status != 0) || err == nil {
+			t.Errorf("%d bytes: %v, excused %t", size, err, excused)
+		}
+	}
+}
+
+// late is a filter that never answers in time.
+type late struct{ excused *bool }
+
+func (late) Plan() filter.Plan { return filter.Plan{Hooks: []string{filter.HookRequest}} }
+func (l late) Request(ctx context.Context, _ *filter.RequestCall) (*filter.RequestReply, error) {
+	*l.excused = carrier.IsLarge(ctx)
+	return nil, fmt.Errorf("plug-in a: %w", errors.Join(carrier.ErrFault, carrier.ErrTimeout))
+}
+func (late) Select(context.Context, *filter.SelectCall) (*filter.SelectReply, error) { return nil, nil }
+func (late) Rewrite(context.Context, []byte, []byte) ([]byte, error)                 { return nil, nil }
+func (late) Close() error                                                            { return nil }
+
 // TestWhatCannotBeAsked: what a filter could not read, or not in its time, is refused
 // before any filter sees it, so that nobody makes a filter fail by what they ask.
 func TestWhatCannotBeAsked(t *testing.T) {
@@ -180,6 +207,7 @@ func TestWhatCannotBeAsked(t *testing.T) {
 		{"some matchers", access.Ask{Selectors: many[:5]}, nil, 0},
 		{"long matcher", access.Ask{Selectors: of("a", strings.Repeat("x", 1<<20))}, nil, 413},
 		{"long header", access.Ask{}, header(strings.Repeat("x", 1<<20)), 413},
+		{"many empty headers", access.Ask{}, map[string][]string{"thanos-tenant": make([]string, 3000)}, 413},
 		{"query", access.Ask{Query: "\xff"}, nil, 400},
 		{"value", access.Ask{Selectors: of("a", "\xff")}, nil, 400},
 		{"name", access.Ask{Selectors: of("\xff", "a")}, nil, 400},

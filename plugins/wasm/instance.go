@@ -96,8 +96,13 @@ func (f *Fault) Error() string {
 	return s
 }
 
-// Unwrap makes it a fault to errors.Is.
-func (f *Fault) Unwrap() error { return carrier.ErrFault }
+// Unwrap makes it a fault to errors.Is, and what it is.
+func (f *Fault) Unwrap() []error {
+	if f.Kind == faultTimeout {
+		return []error{carrier.ErrFault, carrier.ErrTimeout}
+	}
+	return []error{carrier.ErrFault}
+}
 
 // stopped is the error of a call that was ended from outside, for no fault of the
 // module; its instance is of no more use all the same.

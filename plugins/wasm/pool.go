@@ -228,13 +228,18 @@ func (p *Plugin) finish(in *instance, v *version, c *configuration, probe bool, 
 	}
 	p.mu.Lock()
 	p.giveBack()
+	// Late with something that large anybody is.
+	excused := faulty && fault.Kind == faultTimeout && in != nil && in.call.ctx != nil && carrier.IsLarge(in.call.ctx)
 	if in != nil && in.call.ctx != nil {
 		p.count(&in.call)
 		in.call.ctx = nil // nor is the request kept
 	}
 	switch {
 	case faulty:
-		p.record(fault, probe, c.trial)
+		p.record(fault, probe, c.trial || excused)
+		if excused && probe {
+			p.probing = false // nothing was learned
+		}
 	case probe && (in == nil || ended):
 		p.probing = false // nothing was learned
 	case probe:

@@ -314,6 +314,39 @@ func TestCircuit(t *testing.T) {
 	})
 }
 
+// TestLargeCalls: to be late with a large call is a fault that is counted, and takes nobody
+// out, whether the circuit is closed or tries.
+func TestLargeCalls(t *testing.T) {
+	p := open(t, "hostile.wasm")
+	spin, bad, good := newFilter(t, p, "request spin"), newFilter(t, p, "request trap"), newFilter(t, p, "good")
+	large := carrier.Large(t.Context())
+	for range circuitFaults + 1 {
+		if err := callHook(large, spin, "request", nil); !errors.Is(err, carrier.ErrTimeout) || !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatal(err)
+		}
+	}
+	if s := p.Status(); s.State != carrier.Serving || s.Faults[faultTimeout] != circuitFaults+1 {
+		t.Errorf("%+v", s)
+	}
+	for range circuitFaults {
+		_ = callHook(large, bad, "request", nil) // a trap has nothing to do with the size
+	}
+	if s := p.Status(); s.State != carrier.Failed {
+		t.Errorf("%+v", s)
+	}
+	time.Sleep(firstBackoff)
+	if err := callHook(large, spin, "request", nil); !errors.Is(err, carrier.ErrTimeout) {
+		t.Error(err)
+	}
+	// That attempt has taught nothing: the next one may be made at once.
+	if err := callHook(t.Context(), good, "request", nil); err != nil {
+		t.Error(err)
+	}
+	if s := p.Status(); s.State != carrier.Serving {
+		t.Errorf("%+v", s)
+	}
+}
+
 // TestTrial: configurations that are no good leave those in use alone, and one that is
 // good is taken while the plug-in is out.
 func TestTrial(t *testing.T) {

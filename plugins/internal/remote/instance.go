@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/promweave/promweave/plugins/carrier"
 	"github.com/promweave/promweave/plugins/internal/tally"
 	"github.com/promweave/promweave/sdk/backend"
 	"github.com/promweave/promweave/sdk/filter"
@@ -254,6 +255,15 @@ func (h *Host) fault(c *Conn, kind string, err error) error {
 	return err
 }
 
+// late is the fault of a call that took too long.
+func (h *Host) late(ctx context.Context, c *Conn, err error) error {
+	if carrier.IsLarge(ctx) {
+		h.cfg.Tally.Fault(tally.Timeout, err)
+		return err
+	}
+	return h.fault(c, tally.Timeout, err)
+}
+
 // fail is the error of a call. ctx is the caller's, limited the one that the call
 // was made with. What the plug-in says itself keeps its kind; all else is a fault.
 func (h *Host) fail(ctx, limited context.Context, c *Conn, what string, err error) error {
@@ -274,7 +284,7 @@ func (h *Host) fail(ctx, limited context.Context, c *Conn, what string, err erro
 		return fmt.Errorf("plug-in %s: %s: %w", name, what, context.Cause(ctx))
 	}
 	if limited.Err() != nil {
-		return h.fault(c, tally.Timeout, tally.Fault(name, what, backend.ErrUnavailable, fmt.Errorf("no answer in time: %w", context.DeadlineExceeded)))
+		return h.late(ctx, c, tally.Fault(name, what, backend.ErrUnavailable, carrier.ErrTimeout))
 	}
 	own := func(kind error) error {
 		return &backend.Error{Kind: kind, Text: fmt.Sprintf("plug-in %s: %s: %s", name, what, st.Message())}
@@ -293,7 +303,7 @@ func (h *Host) fail(ctx, limited context.Context, c *Conn, what string, err erro
 		}
 		return h.lied(c, what, errors.New(st.Message()))
 	case codes.DeadlineExceeded:
-		return h.fault(c, tally.Timeout, tally.Fault(name, what, backend.ErrUnavailable, errors.New(st.Message())))
+		return h.late(ctx, c, tally.Fault(name, what, backend.ErrUnavailable, fmt.Errorf("%s: %w", st.Message(), carrier.ErrTimeout)))
 	case codes.Unavailable, codes.Canceled, codes.Aborted:
 		return h.fault(c, tally.Crash, tally.Fault(name, what, backend.ErrUnavailable, errors.New(st.Message())))
 	case codes.NotFound:

@@ -292,7 +292,7 @@ func (c *Client) do(ctx context.Context, method string, u *url.URL, t *Target, r
 	}}
 	response, err := client.Do(request)
 	var with *url.Error
-	if errors.As(err, &with) {
+	if errors.As(err, &with) && with.URL == u.String() { // not where it was sent on to
 		err = with.Err // who asked knows the URL
 	}
 	if err != nil {
