@@ -19,7 +19,8 @@ import (
 // backend.ErrDenied. Every API has a form for it: HTTP the status and the challenge,
 // gRPC PermissionDenied or Unauthenticated.
 type Denied struct {
-	// Status is that of HTTP: 401 if nobody is known, 403 otherwise.
+	// Status is that of HTTP: 401 if nobody is known, 403, or another one from 400 to 599
+	// that says why, such as 413; anything else counts as 403.
 	Status int
 	// Message is for the caller.
 	Message string

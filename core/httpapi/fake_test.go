@@ -130,6 +130,10 @@ func (f *fake) fail(key string) error {
 		{"internal", &query.Error{Kind: query.ErrInternal, Err: errors.New("broken")}},
 		{"limit", backend.Errorf(backend.ErrLimit, "too many series")},
 		{"denied", backend.Errorf(backend.ErrDenied, "not yours")},
+		{"refused_large", &query.Error{Kind: query.ErrDenied, Err: &access.Denied{Status: 413, Message: "too large"}}},
+		{"refused_down", &query.Error{Kind: query.ErrDenied, Err: &access.Denied{Status: 503, Message: "not now"}}},
+		{"refused_odd", &query.Error{Kind: query.ErrDenied, Err: &access.Denied{Status: 200, Message: "no"}}},
+		{"refused", &query.Error{Kind: query.ErrDenied, Err: access.Forbidden("not for you")}},
 		{"plain", errors.New("who knows")},
 	} {
 		if strings.HasPrefix(kind, k.name) {

@@ -534,9 +534,16 @@ func toAPIError(err error) *apiError {
 	}
 	var denied *access.Denied
 	if (qe == nil || errors.Is(kind, query.ErrDenied)) && errors.As(err, &denied) {
-		out.status, out.typ, out.text = http.StatusForbidden, typeForbidden, denied.Message
-		if denied.Status == http.StatusUnauthorized {
-			out.status, out.typ, out.challenge = denied.Status, typeUnauthorized, denied.Challenge
+		out.status, out.typ, out.text = denied.Status, typeForbidden, denied.Message
+		switch s := denied.Status; {
+		case s == http.StatusUnauthorized:
+			out.typ, out.challenge = typeUnauthorized, denied.Challenge
+		case s == http.StatusBadRequest || s == http.StatusRequestEntityTooLarge || s == http.StatusUnprocessableEntity:
+			out.typ = typeBadData
+		case s >= 500 && s <= 599:
+			out.typ = typeUnavailable
+		case s < 400 || s > 599:
+			out.status = http.StatusForbidden
 		}
 		return out
 	}
