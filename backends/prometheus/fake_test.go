@@ -304,6 +304,7 @@ type fake struct {
 	ext       labels.Labels
 	noStream  bool // As servers that know samples only.
 	noConfig  bool
+	deaf      bool // Takes no match[] for names and values, as before 2.24.
 	down      bool
 	remote    bool   // Has remote_read configured.
 	lowest    string // prometheus_tsdb_lowest_timestamp
@@ -433,7 +434,7 @@ func (f *fake) find(w http.ResponseWriter, r *http.Request, data func([]stored) 
 		}
 	}
 	var ms []*labels.Matcher
-	if sel := r.Form.Get("match[]"); sel != "" {
+	if sel := r.Form.Get("match[]"); sel != "" && !(f.deaf && strings.HasPrefix(r.URL.Path, "/prom/api/v1/label")) {
 		var err error
 		if ms, err = parser.ParseMetricSelector(sel); err != nil {
 			problem(w, err.Error())

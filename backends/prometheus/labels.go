@@ -68,7 +68,7 @@ func (l *lookup) done(out *backend.Labels, err error) (*backend.Labels, error) {
 // names returns the stored names on series that match.
 func (l *lookup) names(rest []*labels.Matcher) ([]string, error) {
 	sel, ok, exact := exactSelector(rest)
-	if len(rest) > 0 && (!ok || !exact) {
+	if len(rest) > 0 && (!ok || !exact || l.st.deaf) {
 		found := map[string]struct{}{}
 		err := l.scan(rest, func(ls labels.Labels) {
 			ls.Range(func(l labels.Label) { found[l.Name] = struct{}{} })
@@ -91,7 +91,7 @@ func (l *lookup) values(name string, rest []*labels.Matcher) ([]string, error) {
 		rest = append(rest[:len(rest):len(rest)], present)
 		sel, ok, exact = exactSelector(rest)
 	}
-	if (len(rest) == 0 || ok && exact) && askable(name) {
+	if (len(rest) == 0 || ok && exact && !l.st.deaf) && askable(name) {
 		out, err := l.ask("/api/v1/label/"+url.PathEscape(name)+"/values", rest, sel)
 		// Before version 3 the API takes plain names only.
 		if plainName(name) || !errors.Is(err, backend.ErrInvalid) && !errors.Is(err, backend.ErrUnsupported) {

@@ -93,6 +93,9 @@ type state struct {
 	external, server labels.Labels
 	// stored says that labels named as an external one are stored too.
 	stored bool
+	// deaf: lists of label names and values are of all series, whatever match[] says, as
+	// in Prometheus before 2.24.
+	deaf bool
 	// bounded: the server holds what it answers with, and does not read on from
 	// elsewhere.
 	bounded bool
@@ -281,8 +284,12 @@ func (b *Backend) load(ctx context.Context, maxAge time.Duration) (*state, error
 	if err != nil {
 		return nil, err
 	}
-	if old := b.state.Load(); old != nil && !labels.Equal(old.external, st.external) {
+	old := b.state.Load()
+	if old != nil && !labels.Equal(old.external, st.external) {
 		b.log.Info("external labels changed", "url", b.base.Redacted(), "from", old.external.String(), "to", st.external.String())
+	}
+	if st.deaf && (old == nil || !old.deaf) {
+		b.log.Warn("the server does not heed match[] in lists of label names and values; they are read from series, which costs more", "url", b.base.Redacted())
 	}
 	b.state.Store(st)
 	return st, nil
@@ -328,6 +335,9 @@ func (b *Backend) fetch(ctx context.Context) (*state, error) {
 		return nil, err
 	}
 	st.stored = slices.ContainsFunc(names, func(n string) bool { return st.server.Has(n) })
+	if st.deaf, err = b.deaf(ctx); err != nil {
+		return nil, err
+	}
 	if st.bounded {
 		// A server that reads from further ones, or that may do so, has no bound.
 		st.minTime = b.lowest(ctx, time.Duration(sc.Storage.TSDB.OutOfOrder))
@@ -337,6 +347,23 @@ func (b *Backend) fetch(ctx context.Context) (*state, error) {
 		return nil, fmt.Errorf("reading the configuration of %s: %w", b.base.Redacted(), context.Cause(ctx))
 	}
 	return st, nil
+}
+
+// deaf asks for the names and values of series that nobody has. What a server says that
+// takes matchers for noise would show one tenant's names to another.
+func (b *Backend) deaf(ctx context.Context) (bool, error) {
+	none := url.Values{"match[]": {`{__name__="promweave:no_series_has_this_name"}`}}
+	for _, path := range []string{"/api/v1/labels", "/api/v1/label/" + labels.MetricName + "/values"} {
+		switch found, _, err := b.labelsAPI(ctx, path, none); {
+		case len(found) > 0:
+			return true, nil
+		case err != nil && !isRefusal(err) && !errors.Is(err, backend.ErrInvalid):
+			return false, err
+		case err != nil:
+			return true, nil // what it takes for a mistake it does not know
+		}
+	}
+	return false, nil
 }
 
 func isRefusal(err error) bool {

@@ -65,6 +65,7 @@ func TestContract(t *testing.T) {
 		ext               labels.Labels
 		overlap, noStream bool
 		mode              prometheus.ReadMode
+		deaf              bool
 	}{
 		"streamed":               {ext: euR1},
 		"streamed, no externals": {},
@@ -73,9 +74,10 @@ func TestContract(t *testing.T) {
 		"samples":                {ext: euR1, overlap: true, mode: prometheus.ReadSamples},
 		"samples for want":       {ext: euR1, noStream: true},
 		"streamed only":          {ext: euR1, mode: prometheus.ReadStreamed},
+		"no matchers for lists":  {ext: euR1, overlap: true, deaf: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			f := &fake{data: dataset(base, c.overlap), ext: c.ext, noStream: c.noStream}
+			f := &fake{data: dataset(base, c.overlap), ext: c.ext, noStream: c.noStream, deaf: c.deaf}
 			b := open(t, f, func(cfg *prometheus.Config) { cfg.ReadMode = c.mode })
 			contract(t, b, f.data, c.ext, base)
 			info, err := b.Info(t.Context())
