@@ -64,7 +64,9 @@ type Verifier struct {
 	// busy bounds how many passwords are hashed at a time, which takes a processor each.
 	busy chan struct{}
 	// turns are one for each user and one, under "", for all names that are nobody's:
-	// whoever tries many passwords waits for itself.
+	// whoever tries many passwords waits for itself. The price is that, while somebody
+	// does, a name that is nobody's waits longer than one that is somebody's; the other
+	// way round users would stand behind all who guess.
 	turns map[string]chan struct{}
 	// nobody is the hash that passwords of unknown users are compared with, so that
 	// the time of an answer does not tell which users there are.
@@ -167,18 +169,38 @@ func (v *Verifier) caller(ctx context.Context, auth []string, chains [][]*x509.C
 			return v.basic(ctx, value)
 		case strings.EqualFold(scheme, "Bearer") && v.tokens != nil:
 			c, err := v.tokens.verify(ctx, strings.TrimSpace(value))
+			if err == nil {
+				err = v.notUser(c)
+			}
 			var denied *access.Denied
 			if errors.As(err, &denied) {
 				denied.Challenge = v.challenge
 			}
-			return c, err
+			if err != nil {
+				return nil, err
+			}
+			return c, nil
 		}
 		return nil, v.unknown("this kind of Authorization is not accepted here")
 	}
 	if v.cfg.MTLS && len(chains) > 0 && len(chains[0]) > 0 {
-		return certificate(chains[0][0]), nil
+		c := certificate(chains[0][0])
+		if err := v.notUser(c); err != nil {
+			return nil, err
+		}
+		return c, nil
 	}
 	return nil, v.unknown("say who you are: %s", v.ways())
+}
+
+// notUser refuses a token or a certificate whose subject is the name of a user with a
+// password: what is configured for that user would be for whoever the issuer says.
+func (v *Verifier) notUser(c *access.Caller) error {
+	if _, ok := v.cfg.Users[c.Subject]; !ok {
+		return nil
+	}
+	v.log.Warn("refused: the subject is the name of a user with a password", "method", c.Method, "subject", c.Subject)
+	return v.unknown("what you send names somebody who has a password here: use that")
 }
 
 func (v *Verifier) ways() string {

@@ -202,6 +202,30 @@ func TestCertificates(t *testing.T) {
 	}
 }
 
+// TestSubjectsOfUsers: what is configured for a user with a password is for nobody whom an
+// issuer gives the same name.
+func TestSubjectsOfUsers(t *testing.T) {
+	i := newIssuer(t)
+	v := verifier(t, identity.Config{MTLS: true, Users: map[string]string{"root": hash(t, "s3cret")}, JWT: &identity.JWT{Issuer: i.URL, Audience: []string{"promweave"}}})
+	for subject, ok := range map[string]bool{"root": false, "alice": true} {
+		_, err := ask(v, func(r *http.Request) {
+			r.TLS = &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{{Subject: pkix.Name{CommonName: subject}}}}}
+		})
+		if (err == nil) != ok {
+			t.Errorf("a certificate of %s: %v", subject, err)
+		}
+		token := sign(t, jose.ES256, i.key, map[string]any{"iss": i.URL, "aud": "promweave", "sub": subject, "exp": time.Now().Add(time.Hour).Unix()})
+		_, err = ask(v, func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+token) })
+		var denied *access.Denied
+		if (err == nil) != ok || err != nil && (!errors.As(err, &denied) || denied.Status != 401) {
+			t.Errorf("a token of %s: %v", subject, err)
+		}
+	}
+	if c, err := ask(v, func(r *http.Request) { r.SetBasicAuth("root", "s3cret") }); err != nil || c.Subject != "root" {
+		t.Errorf("the user: %+v %v", c, err)
+	}
+}
+
 type issuer struct {
 	*httptest.Server
 	key  *ecdsa.PrivateKey

@@ -21,7 +21,11 @@
 // there, and evaluates them on what comes back.
 package filter
 
-import "github.com/promweave/promweave/sdk/frame"
+import (
+	"strings"
+
+	"github.com/promweave/promweave/sdk/frame"
+)
 
 // Filter is a kind of filter.
 //
@@ -213,6 +217,25 @@ type Caller struct {
 	ClaimSettings []Setting
 	// Headers are those that the operator lets filters see, names in lower case.
 	Headers []Header
+}
+
+// Names splits an entry of a configuration that names callers: "basic:grafana" is the
+// user grafana, and neither a token nor a certificate with that subject; "grafana" is
+// the subject by whatever method, "" here.
+func Names(entry string) (method, subject string) {
+	for _, m := range []string{"basic", "bearer", "mtls"} {
+		if rest, ok := strings.CutPrefix(entry, m+":"); ok {
+			return m, rest
+		}
+	}
+	return "", entry
+}
+
+// Is says whether an entry of a configuration, as for Names, means this caller. Nobody
+// means one who is not known.
+func (c *Caller) Is(entry string) bool {
+	method, subject := Names(entry)
+	return c.Method != "" && (method == "" || method == c.Method) && subject == c.Subject
 }
 
 // Header is a header of the request.

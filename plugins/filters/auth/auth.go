@@ -30,7 +30,7 @@ const schema = `{
   "type": "object", "additionalProperties": false, "required": ["rules"],
   "properties": {"rules": {"type": "array", "minItems": 1, "description": "the first rule that applies counts; if none does the request is refused",
     "items": {"type": "object", "additionalProperties": false, "required": ["allow"], "properties": {
-      "subjects": {"type": "array", "items": {"type": "string"}, "description": "callers, * stands for any text; empty is everybody, also those that nobody knows"},
+      "subjects": {"type": "array", "items": {"type": "string"}, "description": "callers, as in grafana, basic:grafana or bearer:*, where * stands for any text; empty is everybody, also those that nobody knows"},
       "methods": {"type": "array", "items": {"enum": ["basic", "bearer", "mtls"]}, "description": "how they said who they are"},
       "claims": {"type": "object", "additionalProperties": {"type": "array", "items": {"type": "string"}}, "description": "claims, each with values of which one is there"},
       "kinds": {"type": "array", "items": {"type": "string"}, "description": "requests: instant, range, series, label_names, label_values, read, rules, ..."},
@@ -199,7 +199,10 @@ func (i *instance) refuse(c *filter.RequestCall) *filter.RequestReply {
 }
 
 func (r *rule) applies(c *filter.RequestCall, claims map[string]any) bool {
-	if len(r.Subjects) > 0 && (c.Caller.Method == "" || !slices.ContainsFunc(r.Subjects, func(p string) bool { return glob(p, c.Caller.Subject) })) {
+	if len(r.Subjects) > 0 && (c.Caller.Method == "" || !slices.ContainsFunc(r.Subjects, func(p string) bool {
+		method, pattern := filter.Names(p)
+		return (method == "" || method == c.Caller.Method) && glob(pattern, c.Caller.Subject)
+	})) {
 		return false
 	}
 	if len(r.Methods) > 0 && !slices.Contains(r.Methods, c.Caller.Method) {

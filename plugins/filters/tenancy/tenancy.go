@@ -35,7 +35,7 @@ const schema = `{
         "claim": {"type": "string", "description": "claim of the token or certificate: a text, or a list of texts"},
         "subject": {"type": "boolean", "description": "the caller's own name"},
         "value": {"type": "string", "description": "this tenant"},
-        "subjects": {"type": "array", "items": {"type": "string"}, "description": "callers that it counts for; empty is all who said who they are"}}}},
+        "subjects": {"type": "array", "items": {"type": "string"}, "description": "callers that it counts for, as in grafana or basic:grafana; empty is all who said who they are"}}}},
     "separator": {"type": "string", "description": "between several tenants in one header or claim; empty: there is only one"},
     "admins": {"type": "object", "additionalProperties": false, "description": "callers who may ask for everything, by naming the tenant *",
       "properties": {"subjects": {"type": "array", "items": {"type": "string"}},
@@ -153,7 +153,7 @@ func (i *instance) Request(c *filter.RequestCall) (*filter.RequestReply, error) 
 
 func (i *instance) tenants(c *filter.Caller, claims map[string]any) ([]string, error) {
 	for _, s := range i.From {
-		if len(s.Subjects) > 0 && !slices.Contains(s.Subjects, c.Subject) {
+		if len(s.Subjects) > 0 && !slices.ContainsFunc(s.Subjects, c.Is) {
 			continue
 		}
 		var found []string
@@ -238,7 +238,7 @@ func (i *instance) matcher(tenants []string) filter.Matcher {
 }
 
 func (i *instance) admin(c *filter.Caller, claims map[string]any) bool {
-	if slices.Contains(i.Admins.Subjects, c.Subject) {
+	if slices.ContainsFunc(i.Admins.Subjects, c.Is) {
 		return true
 	}
 	return i.Admins.Claim != "" && slices.ContainsFunc(texts(claims[i.Admins.Claim]), func(v string) bool { return slices.Contains(i.Admins.Values, v) })

@@ -44,7 +44,7 @@ type Identity struct {
 	Open    []string          `koanf:"open" doc:"paths that need no name, as in /metrics; health checks never do"`
 	// Operators are not asked for by filters there, so that a filter that fails can be
 	// looked at and started again.
-	Operators []string `koanf:"operators" doc:"callers who may see and restart plug-ins, reload, and see configuration and metrics, whatever filters say"`
+	Operators []string `koanf:"operators" doc:"callers, as in root or basic:root, who may see and restart plug-ins, reload, and see configuration and metrics, whatever filters say"`
 }
 
 // Enabled says whether callers have to say who they are.
