@@ -308,13 +308,30 @@ func TestGrantedTimesAndLimits(t *testing.T) {
 // TestMetadataOfOthers: that somebody has a metric of the same name is no reason to
 // show what others say of theirs.
 func TestMetadataOfOthers(t *testing.T) {
-	mine, theirs := estate(alice, "mine", 1, 0), estate("b", "SECRET", 1, 0)
-	mine.metas = map[string][]*storepb.Meta{"up": {{Help: "mine"}}}
-	theirs.metas = map[string][]*storepb.Meta{"up": {{Help: "SECRET"}}}
-	s, _ := serve(t, query.Config{Gate: &doorman{}}, spec("mine", mine), spec("theirs", theirs))
-	res, err := s.Metadata(access.WithCaller(t.Context(), &access.Caller{Subject: alice}), "up", -1, s.DefaultOptions())
-	if err != nil || len(res.Metadata["up"]) != 1 || res.Metadata["up"][0].Help != "mine" {
-		t.Errorf("%v %v", res, err)
+	mine, theirs := sets(estate(alice, "mine", 1, 0), labels.FromStrings("tenant", alice)), estate("b", "SECRET", 1, 0)
+	mine.metas = map[string][]*storepb.Meta{"up": {{Type: "gauge", Help: "mine"}}}
+	theirs.metas = map[string][]*storepb.Meta{"up": {{Type: "gauge", Help: "SECRET"}}}
+	// One that does not say that all it has is alice's, and has one series of hers: what
+	// begins like a part of somebody's metric may be a metric of its own.
+	silent := estate(alice, "mine", 1, 0)
+	silent.metas = map[string][]*storepb.Meta{
+		"up": {{Type: "gauge", Help: "SECRET"}}, "target": {{Type: "histogram", Help: "SECRET"}, {Type: "counter", Help: "SECRET"}, {Type: "info", Help: "SECRET"}},
+		"only_mine": {{Type: "histogram", Help: "SECRET"}},
+	}
+	s, _ := serve(t, query.Config{Gate: &doorman{}}, spec("mine", mine), spec("theirs", theirs), spec("silent", silent))
+	res, err := s.Metadata(access.WithCaller(t.Context(), &access.Caller{Subject: alice}), "", -1, s.DefaultOptions())
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string][]string{}
+	for name, metas := range res.Metadata {
+		for _, m := range metas {
+			got[name] = append(got[name], m.Type+" "+m.Help)
+		}
+	}
+	want := map[string][]string{"up": {"gauge mine"}, "target": {"info "}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
 	}
 }
 

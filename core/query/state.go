@@ -319,6 +319,14 @@ func (s *Service) Metadata(ctx context.Context, metric string, limit int, o Opti
 			}
 		}
 	}
+	for name, metas := range all {
+		// A type alone says nothing beside the same one with words.
+		worded := map[string]bool{}
+		for _, m := range metas {
+			worded[m.GetType()] = worded[m.GetType()] || m.GetHelp() != ""
+		}
+		all[name] = slices.DeleteFunc(metas, func(m *storepb.Meta) bool { return m.GetHelp() == "" && m.GetUnit() == "" && worded[m.GetType()] })
+	}
 	if limit >= 0 && len(all) > limit {
 		names := make([]string, 0, len(all))
 		for n := range all {
@@ -338,6 +346,23 @@ const metadataReach = 24 * time.Hour
 // familySuffixes are what the names of a metric's series may have behind the name
 // that its metadata go by.
 var familySuffixes = []string{"", "_total", "_bucket", "_count", "_sum", "_created", "_info"}
+
+// belongs says whether a series with a suffix can be one of a metric of a type. A
+// suffix alone says little: orders_count may be a gauge of its own, and no part of
+// somebody else's histogram orders.
+func belongs(typ, suffix string) bool {
+	switch typ {
+	case "counter":
+		return suffix == "" || suffix == "_total"
+	case "histogram", "gaugehistogram":
+		return suffix == "" || suffix == "_bucket" // "" is a native one
+	case "summary":
+		return suffix == ""
+	case "info":
+		return suffix == "" || suffix == "_info"
+	}
+	return suffix == ""
+}
 
 // cutMetadata leaves in each backend's answer the metrics of which that backend has
 // visible series: that somebody has a metric of the same name is no reason to show
@@ -378,11 +403,15 @@ func (r *request) cutMetadata(ctx context.Context, metric string, answers []fano
 		}
 		kept := map[string][]*storepb.Meta{}
 		for name, metas := range answers[i].Value {
-			if slices.ContainsFunc(familySuffixes, func(suffix string) bool { return names[name+suffix] }) {
-				kept[name] = metas
-				if len(metas) > 1 && !fanout.Within(r.grant, &answers[i].Member.Info) {
-					kept[name] = agreed(metas)
-				}
+			metas = slices.DeleteFunc(slices.Clone(metas), func(m *storepb.Meta) bool {
+				return !slices.ContainsFunc(familySuffixes, func(suffix string) bool { return names[name+suffix] && belongs(m.GetType(), suffix) })
+			})
+			if len(metas) == 0 {
+				continue
+			}
+			kept[name] = metas
+			if !fanout.Within(r.grant, &answers[i].Member.Info) {
+				kept[name] = agreed(metas)
 			}
 		}
 		answers[i].Value = kept
@@ -390,19 +419,14 @@ func (r *request) cutMetadata(ctx context.Context, metric string, answers []fano
 	return nil
 }
 
-// agreed is what all entries for a metric have in common, of a backend that holds
-// series of others too: nobody can tell there which of them are whose.
+// agreed is what may be shown of a metric of a backend that holds series of others too,
+// where nobody can tell whose an entry is: its type, if all agree on that. Texts are
+// somebody's own words.
 func agreed(metas []*storepb.Meta) []*storepb.Meta {
-	out := metas[0].CloneVT()
+	out := &storepb.Meta{Type: metas[0].GetType()}
 	for _, m := range metas[1:] {
 		if m.GetType() != out.Type {
 			out.Type = "unknown"
-		}
-		if m.GetHelp() != out.Help {
-			out.Help = ""
-		}
-		if m.GetUnit() != out.Unit {
-			out.Unit = ""
 		}
 	}
 	return []*storepb.Meta{out}
