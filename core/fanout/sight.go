@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"iter"
+	"math"
 	"slices"
 	"strings"
 
@@ -29,6 +30,10 @@ func Cut(g *access.Grant, st membership.Status) (membership.Status, bool) {
 	}
 	if sight(g, &st) != shown {
 		return st, false
+	}
+	if !Within(g, &st.Info) {
+		// How old its oldest data are may be somebody else's matter.
+		st.Info.MinTime, st.Info.MaxTime = math.MinInt64, math.MaxInt64
 	}
 	st.Info.LabelSets = cutSets(g, st.Info.LabelSets)
 	var ranges []backend.LabelSetRange
@@ -145,8 +150,12 @@ func (s *Session) seenRow(row report.Row, sight int) *report.Row {
 		row.Backend, row.Kind = notShown, ""
 	}
 	row.LabelSets = cutSets(s.Grant, row.LabelSets)
-	if row.Detail != "" && row.State != report.RowPruned {
+	switch {
+	case row.Detail == "":
+	case row.State != report.RowPruned:
 		row.Detail = s.neutral()
+	case row.Reason == report.ReasonTimeRange && s.Grant.Scoped():
+		row.Detail = "it has nothing of the time asked for"
 	}
 	if len(row.Notices) > 0 {
 		row.Notices = []string{s.neutral()}
@@ -268,11 +277,15 @@ type LabelsCall func(ctx context.Context, m *membership.Member, ms []*labels.Mat
 // Nothing in a list of names or values says of which series it is. A backend that
 // does not heed matchers there would show everything to everybody. So a request that
 // must not see everything gets them from the series themselves, unless the operator
-// vouches for the backend (membership.Spec.TrustLabels). can is that of Each.
+// vouches for the backend (membership.Spec.TrustLabels) and all of the time that is
+// asked for may be seen. can is that of Each.
 func (s *Session) Labels(ctx context.Context, q Question, name string, sel *report.Select, can func(*membership.Member) bool, call LabelsCall) ([]Answer[[]string], error) {
 	lo, hi := s.Grant.Clip(q.MinTime, q.MaxTime)
 	return each(ctx, s, q, sel, can, func(ctx context.Context, a *ask) ([]string, []backend.Notice, error) {
-		if s.Grant.Scoped() && !a.m.TrustLabels {
+		// Nor does a backend that answers for more time than it was asked for, as rule L-2
+		// allows, keep from a caller what lies before what they may see.
+		clipped := lo != q.MinTime || hi != q.MaxTime
+		if s.Grant.Scoped() && !a.m.TrustLabels || clipped {
 			values, err := s.labelsBySeries(ctx, a, &backend.SeriesRequest{MinTime: lo, MaxTime: hi, Matchers: q.Matchers, SkipChunks: true}, name)
 			return values, nil, err
 		}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -242,6 +243,27 @@ func TestLabelsOfTheTrusted(t *testing.T) {
 	}
 }
 
+// TestLabelsOfBefore: lists may be of more time than was asked for, so that somebody who
+// may not see all of that gets what series say.
+func TestLabelsOfBefore(t *testing.T) {
+	store := fakestore.Holding(labels.EmptyLabels(),
+		fakestore.Floats(labels.FromStrings("job", "gone"), []int64{1000}, []float64{1}), fakestore.Floats(labels.FromStrings("job", "now"), []int64{9000}, []float64{1}))
+	for since, want := range map[int64]string{math.MinInt64: "[a list]", 5000: "[now]"} {
+		m := member("b", store)
+		m.TrustLabels = true
+		g := access.Everything()
+		g.MinTime = since
+		w := granted(t, g, m)
+		answers, err := w.session.Labels(t.Context(), fanout.Question{MaxTime: 10_000}, "job", w.sel, nil,
+			func(context.Context, *membership.Member, []*labels.Matcher, int64, int64) (*backend.Labels, error) {
+				return &backend.Labels{Values: []string{"a list"}}, nil
+			})
+		if err != nil || len(answers) != 1 || fmt.Sprint(answers[0].Value) != want {
+			t.Errorf("since %d: %+v, %v, want %s", since, answers, err, want)
+		}
+	}
+}
+
 func TestLabelsBySeriesAreCharged(t *testing.T) {
 	var all []backend.Series
 	for i := range 100 {
@@ -282,7 +304,11 @@ func TestCut(t *testing.T) {
 		for _, ls := range c.st.Info.LabelSets {
 			c.st.Info.Ranges = append(c.st.Info.Ranges, backend.LabelSetRange{Labels: ls})
 		}
+		c.st.Info.MinTime = 5
 		got, ok := fanout.Cut(tenant("a"), c.st)
+		if ok && (got.Info.MinTime == 5) != (c.within == "true") {
+			t.Errorf("%s: its data begin at %d", c.name, got.Info.MinTime)
+		}
 		if ok != c.shown {
 			t.Errorf("%s: shown: %t", c.name, ok)
 		}
