@@ -51,7 +51,7 @@ func newWorld(t *testing.T, cfg limits.Config, partial bool, ms ...*membership.M
 	t.Helper()
 	w := &world{process: limits.NewProcess(cfg), sel: &report.Select{}}
 	var err error
-	if w.query, err = w.process.Begin(t.Context()); err != nil {
+	if w.query, err = w.process.Begin(t.Context(), ""); err != nil {
 		t.Fatal(err)
 	}
 	w.session = fanout.NewSession(fanout.Options{

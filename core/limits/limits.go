@@ -65,14 +65,14 @@ func (e *Exceeded) Unwrap() error { return backend.ErrLimit }
 type Process struct {
 	cfg   Config
 	bytes atomic.Int64
-	slots chan struct{}
+	slots *slots // nil: no limit
 }
 
 // NewProcess returns limits for one process.
 func NewProcess(cfg Config) *Process {
 	p := &Process{cfg: cfg}
 	if cfg.Concurrent > 0 {
-		p.slots = make(chan struct{}, cfg.Concurrent)
+		p.slots = newSlots(cfg.Concurrent)
 	}
 	return p
 }
@@ -84,29 +84,29 @@ func (p *Process) Config() Config { return p.cfg }
 func (p *Process) Bytes() int64 { return p.bytes.Load() }
 
 // Running is the number of queries that hold a slot; 0 without a limit.
-func (p *Process) Running() int { return len(p.slots) }
+func (p *Process) Running() int {
+	if p.slots == nil {
+		return 0
+	}
+	return p.slots.taken()
+}
 
-// Begin waits for a slot and returns what charges one query. End must be called.
-func (p *Process) Begin(ctx context.Context) (*Query, error) {
+// Begin waits for a slot and returns what charges one query. End must be called. Slots
+// are shared fairly between those who ask; who is "" where nobody is told apart.
+func (p *Process) Begin(ctx context.Context, who string) (*Query, error) {
 	if p.slots != nil {
-		select {
-		case p.slots <- struct{}{}:
-		default:
-			select {
-			case p.slots <- struct{}{}:
-			case <-ctx.Done():
-				return nil, fmt.Errorf("waited for one of %d slots (query.max_concurrent), all taken by other queries: %w; ask again later or raise the limit",
-					cap(p.slots), context.Cause(ctx))
-			}
+		if err := p.slots.take(ctx, who); err != nil {
+			return nil, fmt.Errorf("waited for one of %d slots (query.max_concurrent), all taken by other queries: %w; ask again later or raise the limit",
+				p.cfg.Concurrent, err)
 		}
 	}
-	return &Query{p: p, slot: p.slots != nil}, nil
+	return &Query{p: p, who: who}, nil
 }
 
 // Query charges one query. It is safe for concurrent use.
 type Query struct {
 	p                      *Process
-	slot                   bool
+	who                    string
 	series, samples, bytes atomic.Int64
 	// own are lower limits of this query alone.
 	own Config
@@ -207,8 +207,8 @@ func (q *Query) End() {
 	}
 	q.ended = true
 	q.p.bytes.Add(-q.held)
-	if q.slot {
-		<-q.p.slots
+	if q.p.slots != nil {
+		q.p.slots.give(q.who)
 	}
 }
 

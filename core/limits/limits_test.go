@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
 	"github.com/promweave/promweave/core/limits"
@@ -31,7 +32,7 @@ func TestEachLimit(t *testing.T) {
 		{"query.limits.process_bytes", limits.Config{ProcessBytes: 10}},
 	} {
 		p := limits.NewProcess(c.cfg)
-		q, err := p.Begin(t.Context())
+		q, err := p.Begin(t.Context(), "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -56,8 +57,8 @@ func TestEachLimit(t *testing.T) {
 
 func TestProcessBytesAreShared(t *testing.T) {
 	p := limits.NewProcess(limits.Config{ProcessBytes: 10})
-	a, _ := p.Begin(t.Context())
-	b, _ := p.Begin(t.Context())
+	a, _ := p.Begin(t.Context(), "")
+	b, _ := p.Begin(t.Context(), "")
 	if err := errors.Join(a.Add(0, 0, 6), b.Add(0, 0, 4)); err != nil {
 		t.Error(err)
 	}
@@ -77,20 +78,20 @@ func TestProcessBytesAreShared(t *testing.T) {
 func TestConcurrent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := limits.NewProcess(limits.Config{Concurrent: 2})
-		a, _ := p.Begin(t.Context())
-		b, _ := p.Begin(t.Context())
+		a, _ := p.Begin(t.Context(), "")
+		b, _ := p.Begin(t.Context(), "")
 		if p.Running() != 2 {
 			t.Error(p.Running())
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		begin := time.Now()
-		if _, err := p.Begin(ctx); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "query.max_concurrent") || !strings.Contains(err.Error(), "2") || time.Since(begin) != time.Second {
+		if _, err := p.Begin(ctx, ""); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "query.max_concurrent") || !strings.Contains(err.Error(), "2") || time.Since(begin) != time.Second {
 			t.Errorf("after %v: %v", time.Since(begin), err)
 		}
 		time.AfterFunc(time.Minute, a.End)
 		begin = time.Now()
-		c, err := p.Begin(t.Context())
+		c, err := p.Begin(t.Context(), "")
 		if err != nil || time.Since(begin) != time.Minute {
 			t.Errorf("after %v: %v", time.Since(begin), err)
 		}
@@ -107,7 +108,7 @@ func TestConcurrent(t *testing.T) {
 func TestAddRacesEnd(t *testing.T) {
 	p := limits.NewProcess(limits.Config{})
 	for range 2000 {
-		q, _ := p.Begin(t.Context())
+		q, _ := p.Begin(t.Context(), "")
 		var wg sync.WaitGroup
 		for range 4 {
 			wg.Go(func() { _ = q.Add(1, 1, 100) })
@@ -134,7 +135,7 @@ func TestLowerLimits(t *testing.T) {
 		{limits.Config{Series: 10}, 11, 0, 0, "query.limits.series"},
 		{limits.Config{Bytes: 10}, 11, 11, 11, "query.limits.bytes"},
 	} {
-		q, err := limits.NewProcess(c.cfg).Begin(t.Context())
+		q, err := limits.NewProcess(c.cfg).Begin(t.Context(), "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -158,7 +159,7 @@ func TestLowerLimits(t *testing.T) {
 // TestReturn: bytes that were given back do not count, neither as held nor as received.
 func TestReturn(t *testing.T) {
 	p := limits.NewProcess(limits.Config{Bytes: 10, ProcessBytes: 10})
-	q, _ := p.Begin(t.Context())
+	q, _ := p.Begin(t.Context(), "")
 	defer q.End()
 	for range 5 {
 		if err := q.Add(0, 0, 8); err != nil {
@@ -169,4 +170,49 @@ func TestReturn(t *testing.T) {
 	if p.Bytes() != 0 {
 		t.Errorf("%d bytes are held", p.Bytes())
 	}
+}
+
+// TestSlotsAreShared: who has the fewest is next, and of those who came first; who gives
+// up waiting takes nothing with it.
+func TestSlotsAreShared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := limits.NewProcess(limits.Config{Concurrent: 2})
+		var mu sync.Mutex
+		var order []string
+		run := func(ctx context.Context, who string, d time.Duration) {
+			q, err := p.Begin(ctx, who)
+			mu.Lock()
+			if err != nil {
+				who += " gave up"
+			}
+			order = append(order, who)
+			mu.Unlock()
+			if err == nil {
+				time.Sleep(d)
+				q.End()
+			}
+		}
+		begin := func(who string, d time.Duration) {
+			go run(t.Context(), who, d)
+			synctest.Wait()
+		}
+		for i := range 5 {
+			begin("greedy", time.Second+time.Duration(i)*time.Millisecond)
+		}
+		short, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		go run(short, "hasty", time.Second)
+		begin("modest", time.Second)
+		begin("late", time.Second)
+		time.Sleep(time.Minute)
+		mu.Lock()
+		defer mu.Unlock()
+		want := []string{"greedy", "greedy", "hasty gave up", "modest", "greedy", "late", "greedy", "greedy"}
+		if diff := cmp.Diff(want, order); diff != "" {
+			t.Error(diff)
+		}
+		if n := p.Running(); n != 0 {
+			t.Errorf("%d run", n)
+		}
+	})
 }

@@ -123,7 +123,7 @@ func TestNothingWithoutTheGate(t *testing.T) {
 			store := fakestore.Holding(labels.EmptyLabels(), gauge(1, "__name__", "up", "job", "x"))
 			process := limits.NewProcess(limits.Config{Concurrent: 1})
 			// All slots are taken: whoever waits for one would wait for ever.
-			held, err := process.Begin(t.Context())
+			held, err := process.Begin(t.Context(), "")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -415,7 +415,7 @@ func TestStateOfAlertsThatAreNotShown(t *testing.T) {
 // TestUseOfOthersIsNotTold: what all queries together hold is for operators.
 func TestUseOfOthersIsNotTold(t *testing.T) {
 	p := limits.NewProcess(limits.Config{ProcessBytes: 1 << 20})
-	other, err := p.Begin(t.Context())
+	other, err := p.Begin(t.Context(), "")
 	if err != nil {
 		t.Fatal(err)
 	}

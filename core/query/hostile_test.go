@@ -115,7 +115,7 @@ func TestCoverNeedsTheRange(t *testing.T) {
 			MaxTime: math.MaxInt64, LabelSets: []labels.Labels{set("eu1", "b"), set("us1", "b")},
 			Ranges: []backend.LabelSetRange{{Labels: set("eu1", "b"), MaxTime: tc.end}, {Labels: set("us1", "b"), MaxTime: math.MaxInt64}},
 		})
-		charge, err := limits.NewProcess(limits.Config{}).Begin(t.Context())
+		charge, err := limits.NewProcess(limits.Config{}).Begin(t.Context(), "")
 		if err != nil {
 			t.Fatal(err)
 		}

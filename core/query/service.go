@@ -178,7 +178,7 @@ func (s *Service) begin(ctx context.Context, q *access.Ask, o Options) (context.
 	if s.cfg.Gate != nil {
 		r.report.Access = AccessOf(grant)
 	}
-	if r.limits, err = s.limits.Begin(ctx); err != nil {
+	if r.limits, err = s.limits.Begin(ctx, whose(grant)); err != nil {
 		cancel()
 		kind := ErrUnavailable
 		if errors.Is(err, context.Canceled) {
@@ -379,6 +379,14 @@ func (s *Service) run(ctx context.Context, req *Request, kind string) (_ *Result
 		r.cancel()
 		r.limits.End()
 	}}, nil
+}
+
+// whose turn it is: a tenant's, or where there are none a caller's.
+func whose(g *access.Grant) string {
+	if len(g.Tenants) > 0 {
+		return "tenant " + strings.Join(g.Tenants, "|")
+	}
+	return g.Subject
 }
 
 // reach returns the coarsest resolution allowed, in ms, and how far an engine
