@@ -29,8 +29,9 @@ type Ask struct {
 	// Kind as in report.Report.
 	Kind, Query string
 	Selectors   [][]*labels.Matcher
-	// Start, End and Step are ms.
-	Start, End, Step int64
+	// Start, End and Step are ms, and so is Window: the longest time that one selector of
+	// Query reads before what Start and End ask for, by its range and by subqueries.
+	Start, End, Step, Window int64
 }
 
 // Gate decides about requests. An error denies; it says no more than the caller

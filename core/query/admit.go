@@ -9,8 +9,6 @@ import (
 	"fmt"
 	"runtime/debug"
 
-	"github.com/prometheus/prometheus/model/labels"
-
 	"github.com/promweave/promweave/core/access"
 	"github.com/promweave/promweave/core/fanout"
 	"github.com/promweave/promweave/core/membership"
@@ -64,10 +62,10 @@ func AccessOf(g *access.Grant) *report.Access {
 }
 
 // ask is the request as the gate sees it.
-func (req *Request) ask(kind string, selectors [][]*labels.Matcher) *access.Ask {
+func (req *Request) ask(kind string, c *checked) *access.Ask {
 	return &access.Ask{
-		Kind: kind, Query: req.Query, Selectors: selectors,
-		Start: req.Start.UnixMilli(), End: req.End.UnixMilli(), Step: req.Step.Milliseconds(),
+		Kind: kind, Query: req.Query, Selectors: c.selectors,
+		Start: req.Start.UnixMilli(), End: req.End.UnixMilli(), Step: req.Step.Milliseconds(), Window: c.window.Milliseconds(),
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -442,6 +443,32 @@ func TestUseOfOthersIsNotTold(t *testing.T) {
 		}
 		if got := strings.Contains(string(out), "process_bytes\",\"used"); got != told {
 			t.Errorf("%s is told in the report: %t: %s", who, got, out)
+		}
+	}
+}
+
+// TestWindow: filters are told how far back a selector reads, however it is written.
+func TestWindow(t *testing.T) {
+	var got time.Duration
+	s, _ := serve(t, query.Config{Gate: gateFunc(func(_ context.Context, ask *access.Ask) (*access.Grant, error) {
+		got = time.Duration(ask.Window) * time.Millisecond
+		return nil, access.Forbidden("no")
+	})})
+	for expr, want := range map[string]time.Duration{
+		"1":            0,
+		"up":           0,
+		"up offset 1y": 0,
+		"up[5m]":       5 * time.Minute,
+		"rate(up[5m]) + max_over_time(up[1h] offset 1d)":       time.Hour,
+		"max_over_time(rate(up[5m])[1h:1m])":                   65 * time.Minute,
+		"max_over_time(min_over_time(up[1d:])[2d:] @ start())": 3 * 24 * time.Hour,
+		"sum_over_time(vector(1)[1h:1m])":                      0,
+		"max_over_time(min_over_time(up[200y:1d])[200y:1d])":   math.MaxInt64 / 1_000_000 * time.Millisecond,
+	} {
+		got = -1
+		_, err := s.Instant(t.Context(), &query.Request{Query: expr, Start: at(1), End: at(1), Options: s.DefaultOptions()})
+		if err == nil || got != want {
+			t.Errorf("%s: %v, want %v (%v)", expr, got, want, err)
 		}
 	}
 }

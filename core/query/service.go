@@ -332,11 +332,11 @@ func (s *Service) run(ctx context.Context, req *Request, kind string) (_ *Result
 	if strings.TrimSpace(req.Query) == "" {
 		return nil, badData("the query is empty; try for example: up")
 	}
-	selectors, err := check(req)
+	c, err := check(req)
 	if err != nil {
 		return nil, err
 	}
-	ctx, r, err := s.begin(ctx, req.ask(kind, selectors), req.Options)
+	ctx, r, err := s.begin(ctx, req.ask(kind, c), req.Options)
 	if err != nil {
 		return nil, err
 	}
@@ -402,9 +402,15 @@ func (r *request) reach(req *Request) (maxResolution int64, lookback time.Durati
 	return maxResolution, time.Duration(resolution.Lookback(r.s.cfg.LookbackDelta.Milliseconds(), maxResolution)) * time.Millisecond
 }
 
-// check refuses what can be refused without asking anybody, and returns the
-// selectors.
-func check(req *Request) ([][]*labels.Matcher, error) {
+// checked is what is known of a request before anybody was asked.
+type checked struct {
+	selectors [][]*labels.Matcher
+	// window is the longest time that one selector reads before an instant.
+	window time.Duration
+}
+
+// check refuses what can be refused without asking anybody.
+func check(req *Request) (*checked, error) {
 	for _, t := range []time.Time{req.Start, req.End} {
 		if err := checkTime(t); err != nil {
 			return nil, err
@@ -418,7 +424,32 @@ func check(req *Request) ([][]*labels.Matcher, error) {
 	if n := len(selectors); n > maxSelectors {
 		return nil, badData("the query has %d selectors, and at most %d are allowed; split it, or select by one regular expression", n, maxSelectors)
 	}
-	return selectors, nil
+	return &checked{selectors, window(expr)}, nil
+}
+
+// window is the longest sum of the ranges around one selector.
+func window(expr parser.Expr) (longest time.Duration) {
+	parser.Inspect(expr, func(node parser.Node, path []parser.Node) error {
+		if _, ok := node.(*parser.VectorSelector); !ok {
+			return nil
+		}
+		sum := time.Duration(0)
+		for _, around := range path {
+			d := time.Duration(0)
+			switch x := around.(type) {
+			case *parser.MatrixSelector:
+				d = x.Range
+			case *parser.SubqueryExpr:
+				d = x.Range
+			}
+			if sum += d; sum < 0 { // more than 292 years
+				sum = math.MaxInt64
+			}
+		}
+		longest = max(longest, sum)
+		return nil
+	})
+	return longest
 }
 
 // prepare makes the engine's query. An expression that promql-engine does not
@@ -457,7 +488,7 @@ func (r *request) prepare(ctx context.Context, req *Request, kind string, dry bo
 // Explain tells which backends a query would ask, and asks none. The selections
 // are those of the engine, so that ranges, offsets and subqueries count.
 func (s *Service) Explain(ctx context.Context, req *Request) (*report.Report, error) {
-	selectors, err := check(req)
+	c, err := check(req)
 	if err != nil {
 		return nil, err
 	}
@@ -465,7 +496,7 @@ func (s *Service) Explain(ctx context.Context, req *Request) (*report.Report, er
 	if req.Step > 0 {
 		kind = "range"
 	}
-	ctx, r, err := s.begin(ctx, req.ask("explain", selectors), req.Options)
+	ctx, r, err := s.begin(ctx, req.ask("explain", c), req.Options)
 	if err != nil {
 		return nil, err
 	}

@@ -237,7 +237,7 @@ func check(c *access.Caller, ask *access.Ask) (int, error) {
 
 func callOf(c *access.Caller, ask *access.Ask) (*filter.RequestCall, error) {
 	out := &filter.RequestCall{
-		Kind: ask.Kind, Query: ask.Query, Start: ask.Start, End: ask.End, Step: ask.Step,
+		Kind: ask.Kind, Query: ask.Query, Start: ask.Start, End: ask.End, Step: ask.Step, Window: ask.Window,
 		Caller: filter.Caller{Method: c.Method, Subject: c.Subject, Claims: c.Claims},
 	}
 	if len(c.Claims) > 0 {

@@ -697,6 +697,7 @@ typedef struct {
   pw_matchers *selectors;
   uint32_t selectors_n, selectors_cap;
   int64_t start, end, step; /* ms */
+  int64_t window; /* ms that one selector reads before what start and end ask for */
   /* Who asks, as far as the host has verified it; claims are those of the token. */
   pw_str method, subject, claims_json;
   pw_setting *claims;
@@ -805,6 +806,7 @@ PW_SLOW int64_t pw_filter_request(const pw_filter *f, pw_str s) {
     if (r.field == 5) c.start = pw_signed(&r);
     if (r.field == 6) c.end = pw_signed(&r);
     if (r.field == 7) c.step = pw_signed(&r);
+    if (r.field == 9) c.window = pw_signed(&r);
     if (r.field == 8) pw_read_caller(&c, r.bytes);
   }
   pw_request_reply out = {0};

@@ -249,7 +249,10 @@ type RequestCall struct {
 	Kind, Query      string
 	Selectors        [][]Matcher
 	Start, End, Step int64
-	Caller           Caller
+	// Window is the longest time that one selector of Query reads before what Start and
+	// End ask for: its range, and those of subqueries around it.
+	Window int64
+	Caller Caller
 }
 
 // RequestReply bounds a request. The zero value lets it go on without bounds.

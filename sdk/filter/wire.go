@@ -211,7 +211,8 @@ func AppendRequestCall(b []byte, c *RequestCall) []byte {
 	b = appendSint(b, 5, c.Start)
 	b = appendSint(b, 6, c.End)
 	b = appendSint(b, 7, c.Step)
-	return appendMessage(b, 8, &c.Caller, appendCaller)
+	b = appendMessage(b, 8, &c.Caller, appendCaller)
+	return appendSint(b, 9, c.Window)
 }
 
 // AppendRequestReply appends a RequestReply; nothing for the zero value.

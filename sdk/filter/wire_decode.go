@@ -463,6 +463,8 @@ func DecodeRequestCall(b []byte) (*RequestCall, error) {
 			c.Step = f.sint()
 		case 8:
 			message(&c.Caller, f, callerField)
+		case 9:
+			c.Window = f.sint()
 		}
 	})
 }

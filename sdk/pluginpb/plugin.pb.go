@@ -1546,10 +1546,13 @@ type RequestCall struct {
 	Query     string      `protobuf:"bytes,3,opt,name=query,proto3" json:"query,omitempty"`
 	Selectors []*Matchers `protobuf:"bytes,4,rep,name=selectors,proto3" json:"selectors,omitempty"`
 	// start, end and step are ms.
-	Start         int64   `protobuf:"zigzag64,5,opt,name=start,proto3" json:"start,omitempty"`
-	End           int64   `protobuf:"zigzag64,6,opt,name=end,proto3" json:"end,omitempty"`
-	Step          int64   `protobuf:"zigzag64,7,opt,name=step,proto3" json:"step,omitempty"`
-	Caller        *Caller `protobuf:"bytes,8,opt,name=caller,proto3" json:"caller,omitempty"`
+	Start  int64   `protobuf:"zigzag64,5,opt,name=start,proto3" json:"start,omitempty"`
+	End    int64   `protobuf:"zigzag64,6,opt,name=end,proto3" json:"end,omitempty"`
+	Step   int64   `protobuf:"zigzag64,7,opt,name=step,proto3" json:"step,omitempty"`
+	Caller *Caller `protobuf:"bytes,8,opt,name=caller,proto3" json:"caller,omitempty"`
+	// window is the longest time, in ms, that one selector reads before what start and end
+	// ask for: its range and those of subqueries around it, as in x[5m] or max_over_time(rate(x[5m])[1h:]).
+	Window        int64 `protobuf:"zigzag64,9,opt,name=window,proto3" json:"window,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1638,6 +1641,13 @@ func (x *RequestCall) GetCaller() *Caller {
 		return x.Caller
 	}
 	return nil
+}
+
+func (x *RequestCall) GetWindow() int64 {
+	if x != nil {
+		return x.Window
+	}
+	return 0
 }
 
 type RequestReply struct {
@@ -3408,7 +3418,7 @@ const file_sdk_pluginpb_plugin_proto_rawDesc = "" +
 	"\aheaders\x18\x05 \x03(\v2\x1b.promweave.plugin.v1.HeaderR\aheaders\"4\n" +
 	"\x06Header\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
-	"\x06values\x18\x02 \x03(\tR\x06values\"\x81\x02\n" +
+	"\x06values\x18\x02 \x03(\tR\x06values\"\x99\x02\n" +
 	"\vRequestCall\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\x04R\binstance\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x14\n" +
@@ -3417,7 +3427,8 @@ const file_sdk_pluginpb_plugin_proto_rawDesc = "" +
 	"\x05start\x18\x05 \x01(\x12R\x05start\x12\x10\n" +
 	"\x03end\x18\x06 \x01(\x12R\x03end\x12\x12\n" +
 	"\x04step\x18\a \x01(\x12R\x04step\x123\n" +
-	"\x06caller\x18\b \x01(\v2\x1b.promweave.plugin.v1.CallerR\x06caller\"\xfa\x02\n" +
+	"\x06caller\x18\b \x01(\v2\x1b.promweave.plugin.v1.CallerR\x06caller\x12\x16\n" +
+	"\x06window\x18\t \x01(\x12R\x06window\"\xfa\x02\n" +
 	"\fRequestReply\x12/\n" +
 	"\x04deny\x18\x01 \x01(\v2\x1b.promweave.plugin.v1.DenialR\x04deny\x126\n" +
 	"\aenforce\x18\x02 \x03(\v2\x1c.promweave.plugin.v1.MatcherR\aenforce\x12\x18\n" +

@@ -548,6 +548,7 @@ func (m *RequestCall) CloneVT() *RequestCall {
 	r.End = m.End
 	r.Step = m.Step
 	r.Caller = m.Caller.CloneVT()
+	r.Window = m.Window
 	if rhs := m.Selectors; rhs != nil {
 		tmpContainer := make([]*Matchers, len(rhs))
 		for k, v := range rhs {
@@ -1999,6 +2000,9 @@ func (this *RequestCall) EqualVT(that *RequestCall) bool {
 		return false
 	}
 	if !this.Caller.EqualVT(that.Caller) {
+		return false
+	}
+	if this.Window != that.Window {
 		return false
 	}
 	return string(this.unknownFields) == string(that.unknownFields)
@@ -4234,6 +4238,11 @@ func (m *RequestCall) MarshalToSizedBufferVTStrict(dAtA []byte) (int, error) {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
+	if m.Window != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64((uint64(m.Window)<<1)^uint64((m.Window>>63))))
+		i--
+		dAtA[i] = 0x48
+	}
 	if m.Caller != nil {
 		size, err := m.Caller.MarshalToSizedBufferVTStrict(dAtA[:i])
 		if err != nil {
@@ -6443,6 +6452,9 @@ func (m *RequestCall) SizeVT() (n int) {
 	if m.Caller != nil {
 		l = m.Caller.SizeVT()
 		n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
+	}
+	if m.Window != 0 {
+		n += 1 + protohelpers.SizeOfZigzag(uint64(m.Window))
 	}
 	n += len(m.unknownFields)
 	return n
@@ -10143,6 +10155,27 @@ func (m *RequestCall) UnmarshalVT(dAtA []byte) error {
 				return err
 			}
 			iNdEx = postIndex
+		case 9:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Window", wireType)
+			}
+			var v uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			v = (v >> 1) ^ uint64((int64(v&1)<<63)>>63)
+			m.Window = int64(v)
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])
@@ -17217,6 +17250,27 @@ func (m *RequestCall) UnmarshalVTUnsafe(dAtA []byte) error {
 				return err
 			}
 			iNdEx = postIndex
+		case 9:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Window", wireType)
+			}
+			var v uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			v = (v >> 1) ^ uint64((int64(v&1)<<63)>>63)
+			m.Window = int64(v)
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])

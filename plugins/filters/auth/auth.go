@@ -38,7 +38,7 @@ const schema = `{
       "admin": {"type": "boolean", "description": "may see configuration, plug-ins and so on"},
       "matchers": {"type": "array", "items": {"type": "string"}, "description": "hold on all that is seen, as in team=\"a\""},
       "since": {"type": "string", "description": "how far back is seen, as in 30d"},
-      "max_range": {"type": "string", "description": "longest range of one request, as in 7d"},
+      "max_range": {"type": "string", "description": "longest range of one request, and of one selector or subquery in it, as in 7d"},
       "max_series": {"type": "integer"}, "max_samples": {"type": "integer"}, "max_bytes": {"type": "integer"}}}}}
 }`
 
@@ -244,7 +244,8 @@ func (i *instance) decide(r *rule, c *filter.RequestCall) *filter.RequestReply {
 		return i.refuse(c)
 	}
 	// The range is compared without being added to: bounds reach over all of int64.
-	if most := r.maxRange.Milliseconds(); most > 0 && c.End > c.Start && uint64(c.End)-uint64(c.Start) > uint64(most) {
+	most := r.maxRange.Milliseconds()
+	if most > 0 && (c.End > c.Start && uint64(c.End)-uint64(c.Start) > uint64(most) || c.Window > most) {
 		return &filter.RequestReply{Deny: &filter.Denial{Status: 403, Message: "you may ask for at most " + r.MaxRange + " at once: choose a shorter range"}}
 	}
 	out := &filter.RequestReply{

@@ -39,13 +39,13 @@ func TestRequests(t *testing.T) {
 			var in struct {
 				Kind, Method, Subject string
 				Claims                json.RawMessage
-				Start, End            int64
+				Start, End, Window    int64
 			}
 			if err := json.Unmarshal([]byte(d.Input), &in); err != nil {
 				d.Fatalf(t, "%v", err)
 			}
 			r, err := i.(filter.Requester).Request(&filter.RequestCall{
-				Kind: in.Kind, Start: in.Start, End: in.End, Caller: filter.Caller{Method: in.Method, Subject: in.Subject, Claims: in.Claims},
+				Kind: in.Kind, Start: in.Start, End: in.End, Window: in.Window, Caller: filter.Caller{Method: in.Method, Subject: in.Subject, Claims: in.Claims},
 			})
 			switch {
 			case err != nil:

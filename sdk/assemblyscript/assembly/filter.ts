@@ -247,6 +247,8 @@ export class RequestCall {
   start: i64;
   end: i64;
   step: i64;
+  /** The longest time in ms that one selector reads before what start and end ask for. */
+  window: i64;
   /** basic, bearer or mtls; "" if nobody is known. */
   method: Str;
   subject: Str;
@@ -291,6 +293,9 @@ export class RequestCall {
           break;
         case 8:
           c.readCaller(r.message);
+          break;
+        case 9:
+          c.window = r.signed;
           break;
       }
     }

@@ -174,6 +174,8 @@ pub struct RequestCall<'a> {
     pub start: i64,
     pub end: i64,
     pub step: i64,
+    /// The longest time in ms that one selector reads before what start and end ask for.
+    pub window: i64,
     pub caller: Caller<'a>,
 }
 
@@ -188,6 +190,7 @@ impl<'a> RequestCall<'a> {
                 5 => c.start = f.signed(),
                 6 => c.end = f.signed(),
                 7 => c.step = f.signed(),
+                9 => c.window = f.signed(),
                 8 => read_caller(&mut c.caller, f.message()),
                 _ => {}
             }
