@@ -75,7 +75,7 @@ func TestEveryRouteIsGuarded(t *testing.T) {
 	s, kinds := guarded(t, nil)
 	open := map[string]bool{"/-/healthy": true, "/-/ready": true}
 	operators := map[string]bool{
-		"/api/v1/status/config": true, "/api/v1/status/flags": true, "/api/v1/status/runtimeinfo": true, "/api/v1/plugins": true,
+		"/api/v1/status/config": true, "/api/v1/status/flags": true, "/api/v1/status/runtimeinfo": true, "/api/v1/plugins": true, "/api/v1/plugins/{name}": true,
 		"/api/v1/plugins/{name}/restart": true, "/-/reload": true, "/metrics": true, "/debug/pprof/{profile...}": true,
 	}
 	// Of these, whoever answers the query asks the gate.
@@ -188,6 +188,12 @@ func TestPlugins(t *testing.T) {
 		`"since":"2023-11-14T22:13:20Z","restarts":0,"faults":{"trap":2},"lastFault":"","lastFaultTime":"2023-11-14T22:13:20Z","lastLines":[],"pid":0,"memoryBytes":0,` +
 		`"instances":0,"busy":0,"calls":0,"usedBy":[],"onFailure":"","protocolMinor":0}]`
 	if w := do(s, "root", http.MethodGet, "/api/v1/plugins"); w.Code != 200 || !strings.Contains(w.Body.String(), want) || w.Header().Get("Cache-Control") != "no-store" {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	if w := do(s, "root", http.MethodGet, "/api/v1/plugins/a"); w.Code != 200 || !strings.Contains(w.Body.String(), want[len(`"data":[`):len(want)-1]) {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	if w := do(s, "root", http.MethodGet, "/api/v1/plugins/none"); w.Code != 404 || !strings.Contains(w.Body.String(), "/api/v1/plugins lists all") {
 		t.Errorf("%d %s", w.Code, w.Body)
 	}
 	for name, want := range map[string]struct {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"math"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/promweave/promweave/core/access"
@@ -56,6 +57,28 @@ type PluginStatus struct {
 var ErrNoPlugin = errors.New("there is no such plug-in")
 
 func (s *Server) plugins(c *call) (*answer, error) {
+	a := jsonAnswer(s.pluginList(c))
+	a.noStore = true
+	return a, nil
+}
+
+func (s *Server) plugin(c *call) (*answer, error) {
+	name := c.r.PathValue("name")
+	for _, p := range s.pluginList(c) {
+		if p.Name == name || slices.Contains(p.UsedBy, name) {
+			a := jsonAnswer(p)
+			a.noStore = true
+			return a, nil
+		}
+	}
+	return nil, s.noPlugin(name)
+}
+
+func (s *Server) noPlugin(name string) error {
+	return notFound("plug-in %s: there is none of that name; %s/api/v1/plugins lists all", clip(name), s.o.Prefix)
+}
+
+func (s *Server) pluginList(c *call) []PluginStatus {
 	out := []PluginStatus{}
 	if s.o.Plugins != nil {
 		out = append(out, s.o.Plugins(c.ctx)...)
@@ -71,9 +94,7 @@ func (s *Server) plugins(c *call) (*answer, error) {
 			p.Faults = map[string]int64{}
 		}
 	}
-	a := jsonAnswer(out)
-	a.noStore = true
-	return a, nil
+	return out
 }
 
 func (s *Server) restartPlugin(c *call) (*answer, error) {
@@ -84,7 +105,7 @@ func (s *Server) restartPlugin(c *call) (*answer, error) {
 	}
 	switch {
 	case errors.Is(err, ErrNoPlugin):
-		return nil, notFound("plug-in %s: there is none of that name; %s/api/v1/plugins lists all", clip(name), s.o.Prefix)
+		return nil, s.noPlugin(name)
 	case err != nil:
 		s.log.ErrorContext(c.ctx, "a plug-in was not restarted", "plugin", name, "err", err)
 		return nil, &apiError{status: http.StatusInternalServerError, typ: typeInternal, text: "plug-in " + clip(name) + " was not restarted: " + err.Error()}

@@ -113,6 +113,8 @@ func (s *Server) routes() []route {
 			doc: "Says who the caller was taken for, and what they may see.", data: ref("Whoami")},
 		{methods: get, path: "/api/v1/plugins", kind: "plugins", admin: true, api: s.plugins, id: "plugins",
 			doc: "Lists plug-ins: what they are, what they may do, and how they are. For operators.", data: list(ref("Plugin"))},
+		{methods: get, path: "/api/v1/plugins/{name}", kind: "plugin", admin: true, api: s.plugin, id: "plugin",
+			doc: "Tells of one plug-in, by its name or that of a backend or filter that uses it. For operators.", data: ref("Plugin")},
 		{methods: []string{http.MethodPost}, path: "/api/v1/plugins/{name}/restart", kind: "plugin_restart", admin: true, api: s.restartPlugin, id: "restartPlugin",
 			doc: "Starts a plug-in anew. For operators.", data: object("name", text())},
 		{methods: get, path: "/api/v1/status/tsdb", api: s.tsdbStatus, id: "tsdbStatus",

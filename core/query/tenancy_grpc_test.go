@@ -12,7 +12,6 @@ import (
 	"net"
 	"strings"
 	"testing"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -98,7 +97,7 @@ func calls(conn *grpc.ClientConn) map[string]func(context.Context) (string, erro
 		store = storepb.NewStoreClient(conn)
 		out   = map[string]func(context.Context) (string, error){}
 		all   = &storepb.LabelMatcher{Type: storepb.LabelMatcher_RE, Name: "__name__", Value: ".+"}
-		now   = time.Now()
+		now   = theNow()
 	)
 	out["info"] = func(ctx context.Context) (string, error) {
 		return unary(infopb.NewInfoClient(conn).Info(ctx, &infopb.InfoRequest{}))

@@ -20,6 +20,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -166,7 +167,7 @@ const alice = "a"
 
 // estate is what one tenant has: every string of it contains word.
 func estate(tenant, word string, value float64, more int) *held {
-	now := time.Now().Truncate(30 * time.Second).UnixMilli()
+	now := theNow().Truncate(30 * time.Second).UnixMilli()
 	h := &held{info: backend.AllTime()}
 	add := func(v float64, kv ...string) {
 		var ts []int64
@@ -248,6 +249,9 @@ func sets(h *held, all ...labels.Labels) *held {
 	out.info.LabelSets = all
 	return &out
 }
+
+// theNow is one for all worlds that are compared.
+var theNow = sync.OnceValue(time.Now)
 
 // neighbourhood is a set of backends that a tenant shares with another one, whose
 // name, and all that is theirs, contains secret.
@@ -436,7 +440,7 @@ func attempts() (paths []string) {
 		"/api/v1/metadata?report=1", "/api/v1/metadata?metric=only_mine&report=1", "/api/v1/metadata?metric=never_known", "/api/v1/metadata?limit=1",
 		"/api/v1/rules?report=1", "/api/v1/rules?type=alert", "/api/v1/rules?group_limit=1", "/api/v1/alerts?report=1",
 		"/api/v1/targets?report=1", "/api/v1/targets?state=dropped", "/api/v1/targets?state=active",
-		"/api/v1/stores", "/api/v1/status/tsdb?report=1", "/api/v1/status/tsdb?partial_response=false", "/api/v1/plugins", "/api/v1/status/config", "/api/v1/status/flags",
+		"/api/v1/stores", "/api/v1/status/tsdb?report=1", "/api/v1/status/tsdb?partial_response=false", "/api/v1/plugins", "/api/v1/plugins/x", "/api/v1/status/config", "/api/v1/status/flags",
 		"/api/v1/status/runtimeinfo", "/api/v1/status/whoami", "/api/v1/status/buildinfo", "/api/v1/openapi.json", "/api/v1/parse_query?query=up", "/metrics", "/debug/pprof/", "/debug/pprof/cmdline",
 		"/api/v1/nothing", "/-/healthy", "/-/ready",
 	)
@@ -470,7 +474,7 @@ func stable(text string) string {
 func TestTenancyCannotBeEscaped(t *testing.T) {
 	parser.EnableExperimentalFunctions = true
 	defer func() { parser.EnableExperimentalFunctions = false }()
-	now := time.Now()
+	now := theNow()
 	w1 := live(t, neighbourhood("SECRET-b", 7777777, 0, nil))
 	w2 := live(t, neighbourhood("SECRET-something-else", 5, 3, nil))
 	times := strings.NewReplacer("@START", fmt.Sprint(now.Add(-20*time.Minute).Unix()), "@END", fmt.Sprint(now.Unix()))
@@ -673,7 +677,7 @@ func TestReaderGetsNoWordsOfBackends(t *testing.T) {
 
 func TestRemoteReadOfATenant(t *testing.T) {
 	w := live(t, neighbourhood("SECRET-b", 7777777, 0, nil))
-	now := time.Now().UnixMilli()
+	now := theNow().UnixMilli()
 	for _, form := range []remoteread.ResponseType{remoteread.Samples, remoteread.Streamed} {
 		for _, sel := range []string{`up`, `{__name__=~".+"}`, `{tenant!="a"}`, `{tenant=~"S.*|a"}`} {
 			ms, err := parser.ParseMetricSelector(sel)

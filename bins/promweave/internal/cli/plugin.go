@@ -15,10 +15,13 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"time"
 
+	"github.com/prometheus/common/model"
 	"github.com/spf13/cobra"
 	"github.com/tetratelabs/wazero"
 
+	"github.com/promweave/promweave/bins/promweave/internal/config"
 	"github.com/promweave/promweave/core/httpapi"
 	"github.com/promweave/promweave/plugins/carrier"
 	"github.com/promweave/promweave/plugins/trust"
@@ -94,13 +97,21 @@ func (a *app) pluginsText(out io.Writer, list []httpapi.PluginStatus) error {
 		if p.Role != "" {
 			kind += " (" + p.Role + ")"
 		}
-		row := []string{p.Name, kind, p.Launch, p.Version, p.State, p.SHA256[:min(12, len(p.SHA256))], p.Signer, strings.Join(p.Permissions, ","), p.Origin}
+		may := strings.Join(p.Permissions, ",")
+		if p.Launch == config.LaunchSpawn || p.Launch == config.LaunchDial {
+			may = "not confined" // it may do what its user may
+		}
+		row := []string{p.Name, kind, p.Launch, p.Version, p.State, p.SHA256[:min(12, len(p.SHA256))], p.Signer, may, p.Origin}
 		for i := range row {
 			row[i] = clean(cmp.Or(row[i], "-"))
 		}
 		fmt.Fprintln(w, strings.Join(row, "\t"))
 		if p.LastFault != "" {
-			a.say("%s: last fault: %s", p.Name, p.LastFault)
+			ago := ""
+			if p.LastFaultTime != nil {
+				ago = fmt.Sprintf(", %s ago", model.Duration(a.now().Sub(*p.LastFaultTime).Round(time.Second)))
+			}
+			a.say("%s: last fault%s: %s", p.Name, ago, clean(p.LastFault))
 		}
 	}
 	return w.Flush()
@@ -115,36 +126,55 @@ func (a *app) pluginInspectCmd() *cobra.Command {
 		Use:   "inspect NAME|FILE|DIR|PACKAGE",
 		Short: "Say all there is to say of a plug-in",
 		Long: `Says all that is known of a plug-in: one of a running server by its name, or a file,
-a project, or a package. A module is asked what it is, in its sandbox and with no
+a project, or a package. A name that is that of both is the server's; ./NAME is what
+is here. A module is asked what it is, in its sandbox and with no
 access to anything; a program is not started.
 
 Nothing is said about trust here: plugin verify does that.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if _, err := os.Stat(args[0]); err == nil {
-				i, err := inspect(cmd.Context(), args[0])
-				if err != nil {
-					return failed(err)
+			name := args[0]
+			_, missing := os.Stat(name)
+			asked := cmd.Flags().Changed("server")
+			if !asked && strings.ContainsAny(name, `/\`) {
+				if missing != nil {
+					return failed(missing)
 				}
-				return a.write(cmd, output, i, i.text)
-			} else if strings.ContainsAny(args[0], `/\`) {
-				return failed(err)
+				return a.inspectFile(cmd, name, output)
 			}
 			list, _, err := askPlugins(cmd, &srv)
-			if err != nil {
-				return err
-			}
 			for _, p := range list {
-				if p.Name == args[0] || slices.Contains(p.UsedBy, args[0]) {
+				if p.Name == name || slices.Contains(p.UsedBy, name) {
+					if missing == nil {
+						a.say("%s of the server %s; of what is here: ./%s", name, srv.Server, name)
+					}
 					return a.write(cmd, output, p, func(w io.Writer) error { return objectText(w, p) })
 				}
 			}
-			return failed(fmt.Errorf("there is no file %q, and the server has no plug-in of that name: promweave plugin list shows those that it has", args[0]))
+			switch {
+			case missing == nil && !asked:
+				return a.inspectFile(cmd, name, output)
+			case err != nil && asked:
+				return err
+			case err != nil:
+				return failed(fmt.Errorf("there is no file %q here, and no server to ask for a plug-in of that name: %w", name, err))
+			case asked:
+				return failed(fmt.Errorf("the server has no plug-in %q: promweave plugin list shows those that it has", name))
+			}
+			return failed(fmt.Errorf("there is no file %q, and the server has no plug-in of that name: promweave plugin list shows those that it has", name))
 		},
 	}
 	srv.add(cmd)
 	outputFlag(cmd, &output, "text", "json", "yaml")
 	return cmd
+}
+
+func (a *app) inspectFile(cmd *cobra.Command, path, output string) error {
+	i, err := inspect(cmd.Context(), path)
+	if err != nil {
+		return failed(err)
+	}
+	return a.write(cmd, output, i, i.text)
 }
 
 // objectText writes an object as lines of keys and values.

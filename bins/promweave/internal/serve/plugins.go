@@ -576,7 +576,7 @@ func (d *doors) Admit(ctx context.Context, ask *access.Ask) (*access.Grant, erro
 }
 
 // operatorKinds are requests that show no series.
-var operatorKinds = []string{"plugins", "plugin_restart", "reload", "config", "flags", "runtimeinfo", "buildinfo", "metrics", "profile", "stores", "openapi"}
+var operatorKinds = []string{"plugins", "plugin", "plugin_restart", "reload", "config", "flags", "runtimeinfo", "buildinfo", "metrics", "profile", "stores", "openapi"}
 
 // openKinds are requests that auth.open can let anybody make. They show no series;
 // for all others an unknown caller is what it is, and filters decide.
