@@ -341,12 +341,18 @@ func (r *Registry) Filter(ctx context.Context, name string, spec Spec, config []
 	c, err := configOf(name, config)
 	if err != nil {
 		r.release(e, u)
-		return nil, err
+		return nil, fmt.Errorf("%s %s: %w", spec.Launch, spec.origin(), err)
 	}
 	f, err := e.plugin.Filter(ctx, c)
 	if err != nil {
 		r.release(e, u)
 		return nil, fmt.Errorf("%s %s: %w", spec.Launch, spec.origin(), err)
+	}
+	// After the filter itself has looked, whose words are better.
+	if err := fits(d.ConfigSchema, c.JSON); err != nil {
+		_ = f.Close()
+		r.release(e, u)
+		return nil, fmt.Errorf("%s %s: %s: %w", spec.Launch, spec.origin(), d.Name, err)
 	}
 	out := &Filter{Link: filtering.Link{Name: name, Filter: f, Role: d.Role, OnFailure: onFailure}, r: r, e: e, u: u}
 	r.mu.Lock()
@@ -430,11 +436,18 @@ func (r *Registry) Backend(ctx context.Context, name string, spec Spec, config [
 	c, err := configOf(name, config)
 	if err != nil {
 		r.release(e, u)
-		return nil, nil, err
+		return nil, nil, fmt.Errorf("%s %s: %w", spec.Launch, spec.origin(), err)
 	}
 	if b, err = e.plugin.Backend(ctx, c); err != nil {
 		r.release(e, u)
 		return nil, nil, fmt.Errorf("%s %s: %w", spec.Launch, spec.origin(), err)
+	}
+	if err := fits(d.ConfigSchema, c.JSON); err != nil {
+		if x, ok := b.(backend.Closer); ok {
+			_ = x.Close()
+		}
+		r.release(e, u)
+		return nil, nil, fmt.Errorf("%s %s: %s: %w", spec.Launch, spec.origin(), d.Name, err)
 	}
 	return b, sync.OnceFunc(func() { r.release(e, u) }), nil
 }
