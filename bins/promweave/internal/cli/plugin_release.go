@@ -4,12 +4,16 @@
 package cli
 
 import (
+	"bytes"
 	"cmp"
 	"crypto/ed25519"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -263,6 +267,10 @@ package are signed. The same files make the same package.`,
 				return err
 			}
 			m := p.Manifest
+			// What is signed is what the manifest says.
+			if err := p.Agrees(cmd.Context()); err != nil {
+				return failed(err)
+			}
 			content, digest, err := trust.ReadFile(p.File())
 			if err != nil {
 				return failed(err)
@@ -526,8 +534,8 @@ plugins.lock_file. What is to be added to the configuration is printed.`,
 			}); err != nil {
 				return failed(err)
 			}
-			a.say("%s %s is in %s, and in %s. Add to the configuration, whose directory paths start from:", m.Name, m.Version, filepath.Dir(file), lock)
-			return snippet(a.out, m, file, digest)
+			a.say("%s %s is in %s, and in %s. Add this to the configuration; its paths start from the directory that the file is in.", m.Name, m.Version, filepath.Dir(file), lock)
+			return snippet(a.out, m, file, digest, v.Root, lock)
 		},
 	}
 	f.add(cmd)
@@ -559,10 +567,10 @@ func (a *app) install(v *verified, dir string) (*trust.Manifest, string, error) 
 	to := filepath.Join(dir, m.PackageName())
 	file := filepath.Join(to, filepath.FromSlash(m.File))
 	if _, err := os.Stat(to); err == nil {
-		_, have, err := trust.ReadFile(file)
-		_, want, werr := trust.ReadFile(filepath.Join(fresh, filepath.FromSlash(m.File)))
-		if err != nil || werr != nil || have != want {
-			return nil, "", fmt.Errorf("%s is there and holds another file: remove it if nothing uses it, or have its maker give the new one a new version", to)
+		if name, err := differs(os.DirFS(to), os.DirFS(fresh)); err != nil {
+			return nil, "", err
+		} else if name != "" {
+			return nil, "", fmt.Errorf("%s is there and has another %s: remove it if nothing uses it, or have its maker give the new one a new version", to, name)
 		}
 		a.say("%s is there already, and the same", to)
 		return m, file, nil
@@ -570,11 +578,39 @@ func (a *app) install(v *verified, dir string) (*trust.Manifest, string, error) 
 	return m, file, os.Rename(fresh, to)
 }
 
+// differs is the name of a file that is not the same in both directories, or only in one;
+// "" if there is none.
+func differs(a, b fs.FS) (name string, err error) {
+	for _, pair := range [][2]fs.FS{{a, b}, {b, a}} {
+		err := fs.WalkDir(pair[0], ".", func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() || name != "" {
+				return err
+			}
+			x, err := fs.ReadFile(pair[0], path)
+			if err != nil {
+				return err
+			}
+			y, err := fs.ReadFile(pair[1], path)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+			if err != nil || !bytes.Equal(x, y) {
+				name = path
+			}
+			return nil
+		})
+		if err != nil || name != "" {
+			return name, err
+		}
+	}
+	return "", nil
+}
+
 // snippet writes what a configuration needs to use a plug-in.
-func snippet(w io.Writer, m *trust.Manifest, file, digest string) error {
+func snippet(w io.Writer, m *trust.Manifest, file, digest, root, lock string) error {
 	type rule struct {
-		URL     string   `yaml:"url"`
-		Methods []string `yaml:"methods,omitempty,flow"`
+		URL     yaml.Node `yaml:"url"`
+		Methods []string  `yaml:"methods,omitempty,flow"`
 	}
 	type plugin struct {
 		Launch      string   `yaml:"launch"`
@@ -590,7 +626,11 @@ func snippet(w io.Writer, m *trust.Manifest, file, digest string) error {
 	}
 	u := use{Name: m.Name, Plugin: plugin{Launch: m.Launch, Path: filepath.ToSlash(file), SHA256: digest, Permissions: m.Permissions}}
 	for _, r := range m.HTTP {
-		u.Plugin.HTTP = append(u.Plugin.HTTP, rule{r.URL, r.Methods})
+		n := yaml.Node{Kind: yaml.ScalarNode, Value: r.URL}
+		if private(r.URL) {
+			n.LineComment = "# a private address: add allow_private: true if that is meant"
+		}
+		u.Plugin.HTTP = append(u.Plugin.HTTP, rule{n, r.Methods})
 	}
 	if m.Config != "" {
 		var doc yaml.Node
@@ -608,10 +648,24 @@ func snippet(w io.Writer, m *trust.Manifest, file, digest string) error {
 		}
 		hint += "\n"
 	}
+	if root != "" {
+		// A comment, since a configuration has one "plugins" and this one may have it already.
+		hint = fmt.Sprintf("# So that the server checks this too: plugins: {root_keys: [%s], lock_file: %s}\n", root, filepath.ToSlash(lock)) + hint
+	}
 	if _, err := io.WriteString(w, hint); err != nil {
 		return err
 	}
 	enc := yaml.NewEncoder(w)
 	enc.SetIndent(2)
 	return enc.Encode(map[string][]use{key: {u}})
+}
+
+// private says whether a URL names this machine or a private network by its address.
+func private(s string) bool {
+	u, err := url.Parse(s)
+	if err != nil {
+		return false
+	}
+	ip, err := netip.ParseAddr(u.Hostname())
+	return u.Hostname() == "localhost" || err == nil && (ip.IsPrivate() || ip.IsLoopback())
 }

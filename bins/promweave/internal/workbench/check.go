@@ -87,6 +87,17 @@ func (p *Project) Test(ctx context.Context, talk io.Writer) []Check {
 	return r.checks
 }
 
+// Agrees loads the plug-in that is built, and says in what plugin.yaml differs from what
+// it says of itself.
+func (p *Project) Agrees(ctx context.Context) error {
+	o, err := p.Open(ctx, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	defer o.Close()
+	return describes(p.Manifest, o.Status().Description)
+}
+
 func describes(m *trust.Manifest, d carrier.Description) error {
 	var errs []error
 	differ := func(what, manifest, source string) {
