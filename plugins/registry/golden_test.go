@@ -156,3 +156,25 @@ func rewritten(t *testing.T, f *registry.Filter, in []byte) (out []string) {
 	}
 	return out
 }
+
+// TestNoPlaceForModules: where no compiled module can be kept, the error names the key.
+func TestNoPlaceForModules(t *testing.T) {
+	paths, err := filepath.Glob(filepath.Join("..", "..", "sdk", "testdata", "golden", "*", "rewrite-c.wasm"))
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("%v, %v", paths, err)
+	}
+	data, err := os.ReadFile(paths[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	taken := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(taken, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := newRegistry(t, func(o *registry.Options) { o.Dir = taken })
+	sum := sha256.Sum256(data)
+	_, err = r.Filter(t.Context(), "x", registry.Spec{Launch: registry.WASM, Path: paths[0], SHA256: hex.EncodeToString(sum[:])}, []byte(`{"tier": "names"}`), filtering.Closed)
+	if err == nil || !strings.Contains(err.Error(), "plugins.dir") {
+		t.Errorf("got: %v", err)
+	}
+}

@@ -80,6 +80,9 @@ func (r *Registry) open(ctx context.Context, name string, s Spec, reg prometheus
 			return nil, "", err
 		}
 		p, err := wasm.Open(ctx, c, log, reg)
+		if errors.Is(err, wasm.ErrCache) {
+			return nil, "", fmt.Errorf("%w (plugins.dir says where it is)", err)
+		}
 		if err != nil {
 			return nil, "", err
 		}

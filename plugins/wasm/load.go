@@ -261,7 +261,7 @@ func (v *version) compile(ctx context.Context, m *meter.Result) (err error) {
 			return err
 		}
 		if v.cache, err = wazero.NewCompilationCacheWithDir(dir); err != nil {
-			return fmt.Errorf("cache of compiled modules: %w", err)
+			return fmt.Errorf("%w: %w", ErrCache, err)
 		}
 		config = config.WithCompilationCache(v.cache)
 	}
@@ -373,15 +373,18 @@ func (v *version) close() {
 	}
 }
 
+// ErrCache is in errors that say that Config.CacheDir cannot be used.
+var ErrCache = errors.New("cache of compiled modules")
+
 // cacheDir makes a folder for one module in dir, and refuses one that somebody else
 // could put code in.
 func cacheDir(dir, name string) (string, error) {
 	sub := filepath.Join(dir, name)
 	if err := os.MkdirAll(sub, 0o700); err != nil {
-		return "", fmt.Errorf("cache of compiled modules: %w", err)
+		return "", fmt.Errorf("%w: %w", ErrCache, err)
 	}
 	refuse := func(err error) (string, error) {
-		return "", fmt.Errorf("cache of compiled modules: %w: what is in it is executed; give a folder of this user with mode 0700", err)
+		return "", fmt.Errorf("%w: %w: what is in it is executed; give a folder of this user with mode 0700", ErrCache, err)
 	}
 	// Who can write to the folder around it can put another one in its place.
 	if err := heldSafe(filepath.Dir(dir)); err != nil {

@@ -184,6 +184,7 @@ func Open(ctx context.Context, c Config, log *slog.Logger, metrics prometheus.Re
 	}
 	p.janitors.Add(1)
 	go p.janitor()
+	p.log.Info("plug-in loaded", "plugin", c.Name, "is", v.description.Name, "version", v.description.Version, "sha256", v.sha256)
 	return p, nil
 }
 

@@ -367,7 +367,11 @@ func (l *loader) knownKind(n *yaml.Node, path, kind string) bool {
 	case slices.Contains(kindsNotYet, kind):
 		l.unread(at, join(path, "kind"), "backends of kind %q are not available yet in this release; available are %s", kind, strings.Join(known, ", "))
 	default:
-		l.unread(at, join(path, "kind"), "unknown kind %q%s; available are %s", kind, didYouMean(kind, known), strings.Join(known, ", "))
+		hint := didYouMean(kind, known)
+		if suggest(kind, known) == "" {
+			hint += ", and plugin instead of kind"
+		}
+		l.unread(at, join(path, "kind"), "unknown kind %q%s", kind, hint)
 	}
 	return false
 }

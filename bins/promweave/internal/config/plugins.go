@@ -427,7 +427,9 @@ func checkPluginFiles(c *Config, l *loader) {
 		if p == nil || p.Launch == LaunchDial {
 			return
 		}
-		if st, err := os.Stat(p.Path); err != nil {
+		if p.Path == "" {
+			// It is said already that there is none.
+		} else if st, err := os.Stat(p.Path); err != nil {
 			l.bad(at+".path", "%v", err)
 		} else if !st.Mode().IsRegular() {
 			l.bad(at+".path", "%s is no file", p.Path)

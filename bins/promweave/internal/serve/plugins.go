@@ -370,7 +370,11 @@ func (o *opened) check() error {
 	}
 	for _, name := range slices.Sorted(maps.Keys(o.byName)) {
 		x := o.byName[name].v
-		if !used[name] || x.Link.Role != filter.RoleRewrite {
+		if x.Link.Role != filter.RoleRewrite {
+			continue
+		}
+		if !used[name] {
+			o.f.log.Warn("a filter is named nowhere and rewrites nothing: add it to query.filters or to the filters of a backend", "filter", name)
 			continue
 		}
 		if err := filtering.CheckProtected(x.Link.Filter.Plan(), protected); err != nil {

@@ -4,9 +4,11 @@
 package serve
 
 import (
+	"bytes"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/promweave/promweave/bins/promweave/internal/config"
@@ -85,5 +87,31 @@ func TestOperators(t *testing.T) {
 		if (err == nil) != tc.let || err == nil && !g.Admin {
 			t.Errorf("%+v: %+v, %v", tc, g, err)
 		}
+	}
+}
+
+// TestUnused: a filter that rewrites, and that nothing names, is worth a line in the log.
+func TestUnused(t *testing.T) {
+	var log bytes.Buffer
+	f, err := newFilters(config.Plugins{Dir: t.TempDir()}, slog.New(slog.NewTextHandler(&log, nil)), newMetrics())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.close()
+	rules := config.Raw(`{"rules": [{"drop": ["x"]}]}`)
+	c := config.Config{
+		Query: config.Query{Filters: []string{"used"}},
+		Filters: []config.Filter{
+			{Name: "used", Kind: config.FilterLabelRewrite, Config: rules},
+			{Name: "idle", Kind: config.FilterLabelRewrite, Config: rules},
+		},
+	}
+	o, err := f.open(t.Context(), c, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.discard()
+	if s := log.String(); !strings.Contains(s, "filter=idle") || strings.Contains(s, "filter=used") {
+		t.Errorf("the log is:\n%s", s)
 	}
 }
