@@ -34,24 +34,45 @@ var block = regexp.MustCompile("(?m)^<!-- run(?: needs (.+)| prints (.+))? -->\n
 // TestIntegrationReadmeOfPlugins runs the commands of sdk/README.md in their order, in
 // one directory, as a stranger would. Addresses are free ones instead of the default.
 func TestIntegrationReadmeOfPlugins(t *testing.T) {
-	text, err := os.ReadFile("../../sdk/README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
 	checkout, err := filepath.Abs("../..")
 	if err != nil {
 		t.Fatal(err)
 	}
-	bin := promweave(t)
-	dir := short(t)
 	http := freePort(t)
 	addresses := strings.NewReplacer("127.0.0.1:9090", http, "127.0.0.1:10901", freePort(t))
+	runBlocks(t, "../../sdk/README.md", 10, short(t), addresses, "CHECKOUT="+checkout, "PROMWEAVE_SERVER=http://"+http)
+}
+
+// TestIntegrationReadme runs the commands of README.md that make a plug-in, in a clone of
+// which there is what they need.
+func TestIntegrationReadme(t *testing.T) {
+	clone := short(t)
+	for _, name := range []string{"go.mod", "go.sum"} {
+		data, err := os.ReadFile("../../" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Join(clone, name), string(data))
+	}
+	if err := os.CopyFS(filepath.Join(clone, "sdk"), os.DirFS("../../sdk")); err != nil {
+		t.Fatal(err)
+	}
+	runBlocks(t, "../../README.md", 1, clone, strings.NewReplacer())
+}
+
+// runBlocks runs the blocks of a document, of which there are some.
+func runBlocks(t *testing.T, file string, atLeast int, dir string, replace *strings.Replacer, env ...string) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin := promweave(t)
 	blocks := block.FindAllSubmatch(text, -1)
-	if n := strings.Count(string(text), "<!-- run"); n != len(blocks) || n < 10 {
+	if n := strings.Count(string(text), "<!-- run"); n != len(blocks) || n < atLeast {
 		t.Fatalf("%d of %d blocks are understood", len(blocks), n)
 	}
 	for i, b := range blocks {
-		script := addresses.Replace(string(b[3]))
+		script := replace.Replace(string(b[3]))
 		first, _, _ := strings.Cut(script, "\n")
 		ok := t.Run(fmt.Sprintf("%02d_%s", i, first), func(t *testing.T) {
 			for _, tool := range strings.Fields(string(b[1])) {
@@ -63,7 +84,8 @@ func TestIntegrationReadmeOfPlugins(t *testing.T) {
 			defer cancel()
 			cmd := exec.CommandContext(ctx, "sh", "-euc", script)
 			cmd.Dir = dir
-			cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(bin)+string(filepath.ListSeparator)+os.Getenv("PATH"), "CHECKOUT="+checkout, "PROMWEAVE_SERVER=http://"+http)
+			cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(bin)+string(filepath.ListSeparator)+os.Getenv("PATH"))
+			cmd.Env = append(cmd.Env, env...)
 			// What a block leaves behind ends with it.
 			cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 			cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }

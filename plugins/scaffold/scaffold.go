@@ -34,7 +34,8 @@ type Options struct {
 	Kind, Language string
 	// SDK is a checkout of Promweave that a project in Go is built with; "" is a release.
 	SDK string
-	// Version of Promweave, for projects in Go without SDK, as v1.2.3.
+	// Version of Promweave, for projects in Go without SDK, as v1.2.3: what is no release
+	// cannot be downloaded, and is refused.
 	Version string
 }
 
@@ -102,6 +103,9 @@ func Write(dir string, o Options) ([]string, error) {
 		}
 		return nil, fmt.Errorf("%q is no kind of plug-in: filter or backend", o.Kind)
 	}
+	if st, err := os.Stat(dir); err == nil && !st.IsDir() {
+		return nil, fmt.Errorf("%s is a file, where the project's directory would be: take another name, or remove it", dir)
+	}
 	if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
 		return nil, fmt.Errorf("%s is there and not empty: take another name, or remove it", dir)
 	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -139,7 +143,7 @@ type values struct {
 	Name, Kind, LanguageName, Source, Needs string
 	First                                   []string
 	Vendored                                string
-	SDK, Requires, Version, Crate           string
+	SDK, Requires, Version, Crate, Module   string
 }
 
 var letters = regexp.MustCompile(`^[a-z]`)
@@ -187,12 +191,48 @@ func (p *project) fill(to, from string) error {
 	return nil
 }
 
-// goModule fills in what the go.mod file needs.
+// modulePath of Promweave itself.
+const modulePath = "github.com/promweave/promweave"
+
+// Checkout is the checkout of Promweave that dir is in; "" is none.
+func Checkout(dir string) string {
+	for {
+		if _, ok := checkout(dir); ok {
+			return dir
+		}
+		above := filepath.Dir(dir)
+		if above == dir {
+			return ""
+		}
+		dir = above
+	}
+}
+
+// checkout returns the go.mod file of a checkout.
+func checkout(dir string) (mod []byte, ok bool) {
+	mod, err := os.ReadFile(filepath.Join(dir, "go.mod"))
+	first, _, _ := strings.Cut(string(mod), "\n")
+	return mod, err == nil && strings.TrimSpace(first) == "module "+modulePath
+}
+
+var (
+	release = regexp.MustCompile(`^v\d+\.\d+\.\d+(-(alpha|beta|rc)\.?\d+)?$`)
+	// device names cannot be elements of module paths, because of Windows.
+	device = regexp.MustCompile(`^(con|prn|aux|nul|com\d|lpt\d)(\.|$)`)
+)
+
+// goModule fills in what the go.mod file needs. The path of the module is below a
+// domain, without which it could be that of a standard package.
 func (p *project) goModule() error {
+	p.Module = "plugin.example/" + p.o.Name
+	if device.MatchString(p.o.Name) {
+		p.Module = "plugin.example/plugin-" + p.o.Name
+	}
 	if p.o.SDK == "" {
 		p.Version = p.o.Version
-		if !regexp.MustCompile(`^v\d+\.\d+\.\d+(-|$)`).MatchString(p.Version) {
-			p.Version = "v1.0.0"
+		if !release.MatchString(p.Version) {
+			return fmt.Errorf("a project in Go is built with the SDK, and this promweave (%s) is of no release that the SDK could be downloaded of: "+
+				"git clone https://%s, and run this in it, or say where it is by --sdk CHECKOUT", strings.TrimPrefix(p.Version, "v"), modulePath)
 		}
 		p.First = append(p.First, "go mod tidy")
 		return nil
@@ -201,8 +241,8 @@ func (p *project) goModule() error {
 	if err != nil {
 		return err
 	}
-	mod, err := os.ReadFile(filepath.Join(abs, "go.mod"))
-	if err != nil || !bytes.HasPrefix(mod, []byte("module github.com/promweave/promweave\n")) {
+	mod, ok := checkout(abs)
+	if !ok {
 		return fmt.Errorf("--sdk %s: is no checkout of Promweave: want the directory with its go.mod", p.o.SDK)
 	}
 	sum, err := os.ReadFile(filepath.Join(abs, "go.sum"))

@@ -6,6 +6,7 @@ package scaffold_test
 import (
 	"bytes"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -66,9 +67,38 @@ func TestWrite(t *testing.T) {
 	}
 }
 
+// TestModulePath: a project's module has a path that Go takes, and for its own.
+func TestModulePath(t *testing.T) {
+	for name, want := range map[string]string{"fmt": "plugin.example/fmt", "go": "plugin.example/go", "con": "plugin.example/plugin-con", "a.9-x": "plugin.example/a.9-x"} {
+		dir := filepath.Join(t.TempDir(), name)
+		if _, err := scaffold.Write(dir, scaffold.Options{Name: name, Kind: "filter", Language: "go", SDK: "../.."}); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command("go", "list", ".")
+		cmd.Dir = dir
+		out, err := cmd.CombinedOutput()
+		if got := strings.TrimSpace(string(out)); err != nil || got != want {
+			t.Errorf("%s: %s, %v, want %s", name, got, err, want)
+		}
+	}
+}
+
+func TestCheckout(t *testing.T) {
+	want, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for dir, want := range map[string]string{filepath.Join(want, "plugins", "scaffold"): want, want: want, t.TempDir(): "", "/": ""} {
+		if got := scaffold.Checkout(dir); got != want {
+			t.Errorf("%s: %q, want %q", dir, got, want)
+		}
+	}
+}
+
 func TestRefused(t *testing.T) {
 	full := t.TempDir()
-	if err := os.WriteFile(filepath.Join(full, "x"), nil, 0o644); err != nil {
+	file := filepath.Join(full, "x")
+	if err := os.WriteFile(file, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
@@ -81,6 +111,9 @@ func TestRefused(t *testing.T) {
 		{"", scaffold.Options{Name: "x", Kind: "filter", Language: "zig"}, `there is no template of a filter in "zig": there are assemblyscript, c, go, rust`},
 		{"", scaffold.Options{Name: "x", Kind: "filter", Language: "go", SDK: full}, "is no checkout of Promweave"},
 		{full, scaffold.Options{Name: "x", Kind: "filter", Language: "c"}, "is there and not empty"},
+		{file, scaffold.Options{Name: "x", Kind: "filter", Language: "c"}, "is a file"},
+		{"", scaffold.Options{Name: "x", Kind: "filter", Language: "go", Version: "v6338ef8"}, "this promweave (6338ef8) is of no release"},
+		{"", scaffold.Options{Name: "x", Kind: "filter", Language: "go", Version: "v1.2.3-4-g6338ef8"}, "--sdk CHECKOUT"},
 	} {
 		dir := c.dir
 		if dir == "" {

@@ -35,9 +35,11 @@ func (a *app) pluginCmd() *cobra.Command {
 		Short: "Make, try, sign, install and look at plug-ins",
 		Example: `  promweave plugin new --kind filter --lang go my-filter
   promweave plugin test my-filter
+  promweave plugin keys new-root root
+  promweave plugin keys new-signing --root root.key signing
   promweave plugin package --key signing.key my-filter
   promweave plugin install --root-key root.pub my-filter-0.1.0.tar.gz
-  promweave plugin list`,
+  promweave plugin list --server http://127.0.0.1:9090`,
 		RunE: group,
 	}
 	cmd.AddCommand(a.pluginNewCmd(), a.pluginRunCmd(), a.pluginTestCmd(), a.pluginBenchCmd(), a.pluginListCmd(), a.pluginInspectCmd(),

@@ -32,14 +32,23 @@ func (a *app) pluginNewCmd() *cobra.Command {
 		Use:   "new --kind backend|filter --lang go|rust|assemblyscript|c NAME",
 		Short: "Write a new plug-in to ./NAME",
 		Long: `Writes a project to ./NAME that can be built and tested as it is. NAME may be a path;
-its last part is the name of the plug-in.`,
+its last part is the name of the plug-in.
+
+A project in Go is built with the checkout of Promweave that this is run in, or with
+the one that --sdk names; without either with the SDK of this release.`,
+		Example: `  promweave plugin new --kind filter --lang go my-filter
+  promweave plugin new --kind backend --lang rust my-store`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if o.Kind == "" || o.Language == "" {
-				return usage(cmd, "--kind and --lang say what to make: --kind filter --lang %s, or --kind backend --lang %s",
-					strings.Join(scaffold.Languages("filter"), "|"), strings.Join(scaffold.Languages("backend"), "|"))
+			if err := newUsage(cmd, o); err != nil {
+				return err
 			}
 			o.Name = filepath.Base(filepath.Clean(args[0]))
+			if o.Language == "go" && o.SDK == "" {
+				if dir, err := os.Getwd(); err == nil {
+					o.SDK = scaffold.Checkout(dir)
+				}
+			}
 			files, err := scaffold.Write(args[0], o)
 			if err != nil {
 				return failed(err)
@@ -50,16 +59,38 @@ its last part is the name of the plug-in.`,
 				}
 			}
 			a.say("%s is there. Next: promweave plugin test %s; its README.md has the rest.", args[0], args[0])
-			if o.Language == "go" && o.SDK == "" {
+			switch {
+			case o.Language != "go":
+			case o.SDK == "":
 				a.say("Before that, run go mod tidy in it: it downloads the SDK. --sdk CHECKOUT does without.")
+			case !cmd.Flags().Changed("sdk"):
+				a.say("It is built with the checkout of Promweave in %s; --sdk names another.", o.SDK)
 			}
 			return nil
 		},
 	}
 	cmd.Flags().StringVar(&o.Kind, "kind", "", "what to make: backend, filter")
 	cmd.Flags().StringVar(&o.Language, "lang", "", "language: go, rust, assemblyscript, c")
-	cmd.Flags().StringVar(&o.SDK, "sdk", "", "checkout of Promweave that a project in Go is built with; empty is a release")
+	cmd.Flags().StringVar(&o.SDK, "sdk", "", "checkout of Promweave that a project in Go is built with; empty is the one that this is run in")
 	return cmd
+}
+
+// newUsage says what is wrong with how plugin new was called.
+func newUsage(cmd *cobra.Command, o scaffold.Options) error {
+	kinds := []string{"filter", "backend"}
+	all := func(kind string) string {
+		return fmt.Sprintf("--kind %s --lang %s", kind, strings.Join(scaffold.Languages(kind), "|"))
+	}
+	switch {
+	case o.Kind == "" || o.Language == "":
+		return usage(cmd, "--kind and --lang say what to make: %s, or %s", all(kinds[0]), all(kinds[1]))
+	case !slices.Contains(kinds, o.Kind):
+		return usage(cmd, "--kind %s: a plug-in is a %s", o.Kind, strings.Join(kinds, " or a "))
+	case !slices.Contains(scaffold.Languages(o.Kind), o.Language):
+		return usage(cmd, "--lang %s: there is no template of a %s in it: %s; sdk/guest/ABI.md and sdk/pluginpb/plugin.proto are what any language can be used with",
+			o.Language, o.Kind, all(o.Kind))
+	}
+	return nil
 }
 
 // project reads a project and builds it, if that is wanted.

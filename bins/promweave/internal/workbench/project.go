@@ -6,6 +6,7 @@
 package workbench
 
 import (
+	"bytes"
 	"context"
 	"debug/buildinfo"
 	"errors"
@@ -67,16 +68,33 @@ func (p *Project) Build(ctx context.Context, out io.Writer) error {
 		fmt.Fprintln(out, strings.Join(append(slices.Clone(env), words...), " "))
 		cmd := exec.CommandContext(ctx, words[0], words[1:]...)
 		cmd.Dir, cmd.Env = p.Dir, append(os.Environ(), env...)
-		cmd.Stdout, cmd.Stderr = out, out
+		said := &missingSums{to: out}
+		cmd.Stdout, cmd.Stderr = said, said
 		cmd.WaitDelay = 5 * time.Second
 		if err := cmd.Run(); err != nil {
-			return fmt.Errorf("%s: build[%d]: %s: %w", at, i, words[0], errors.Join(err, ctx.Err()))
+			err = fmt.Errorf("%s: build[%d]: %s: %w", at, i, words[0], errors.Join(err, ctx.Err()))
+			if said.found {
+				err = fmt.Errorf("%w: go.sum lacks modules: run go mod tidy in %s, or make the project anew with promweave plugin new --sdk CHECKOUT", err, p.Dir)
+			}
+			return err
 		}
 	}
 	if _, err := os.Stat(p.File()); err != nil {
 		return fmt.Errorf("%s: file: %w: the build commands ended well, but did not make it", at, err)
 	}
 	return nil
+}
+
+// missingSums passes on what a command says, and looks for Go's complaint about go.sum,
+// which comes once for each module.
+type missingSums struct {
+	to    io.Writer
+	found bool
+}
+
+func (m *missingSums) Write(b []byte) (int, error) {
+	m.found = m.found || bytes.Contains(b, []byte("missing go.sum entry"))
+	return m.to.Write(b)
 }
 
 // Spec is what a server opens, with all the permissions that the manifest wants.

@@ -111,10 +111,19 @@ func TestBuildFails(t *testing.T) {
 		"true":                     "did not make it",
 		"A=1 $NO_TOOL x":           "$NO_TOOL is no tool that is known here",
 		"cp a b && rm -rf /tmp/x1": `'&' has a meaning in shells`,
+		"go build .":               "run go mod tidy in ",
 	} {
 		p := golden(t)
 		if err := os.RemoveAll(filepath.Join(p.Dir, "build")); err != nil {
 			t.Fatal(err)
+		}
+		for name, text := range map[string]string{
+			"go.mod":  "module plugin.example/x\n\ngo 1.26.0\n\nrequire github.com/promweave/promweave v1.0.0\n",
+			"main.go": "package main\n\nimport _ \"github.com/promweave/promweave/sdk/plugin\"\n\nfunc main() {}\n",
+		} {
+			if err := os.WriteFile(filepath.Join(p.Dir, name), []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
 		}
 		p.Manifest.Build[0].Run = change
 		if err := p.Build(t.Context(), io.Discard); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "plugin.yaml") {
