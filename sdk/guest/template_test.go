@@ -6,6 +6,7 @@ package guest_test
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -61,6 +62,36 @@ func TestTemplates(t *testing.T) {
 				t.Error(diff)
 			}
 		})
+	}
+}
+
+// TestPurityIsClaimed: in Rust too a plan is pure only if its filter says so.
+func TestPurityIsClaimed(t *testing.T) {
+	text, err := os.ReadFile("../rust/template/filter.rs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const claim = "plan.pure = true;"
+	for text, want := range map[string]bool{string(text): true, strings.Replace(string(text), claim, "", 1): false} {
+		source := filepath.Join(t.TempDir(), "filter.rs")
+		if err := os.WriteFile(source, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		code, err := buildRust(t.TempDir(), source)
+		var why absent
+		if errors.As(err, &why) {
+			t.Skip(why.why)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		plan, err := open(t, code).configure("from=node\nto=host")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if plan.Pure != want {
+			t.Errorf("with %q: %v, pure: %v", claim, want, plan.Pure)
+		}
 	}
 }
 

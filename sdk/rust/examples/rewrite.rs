@@ -46,6 +46,7 @@ fn parse(c: &Config, path: &str, parts: usize) -> Result<Vec<Entry>, Error> {
 impl Rewrite {
     fn plan(&self, merge: bool) -> Plan {
         let mut p = Plan::new(self.tier);
+        p.pure = true;
         p.merge = merge;
         p.drops = !self.leave_out.is_empty();
         if self.tier == Tier::Columns {

@@ -85,11 +85,12 @@ pub struct Plan {
     pub operations: Vec<Operation>,
     /// `request`, `select`: the hooks to call.
     pub hooks: Vec<&'static str>,
-    /// The same label set always gives the same result.
+    /// The same label set always gives the same result, so that the host may remember it.
     pub pure: bool,
 }
 
 impl Plan {
+    /// Promises nothing yet.
     pub fn new(tier: Tier) -> Plan {
         Plan {
             tier,
@@ -102,7 +103,7 @@ impl Plan {
             merge: false,
             operations: Vec::new(),
             hooks: Vec::new(),
-            pure: true,
+            pure: false,
         }
     }
 

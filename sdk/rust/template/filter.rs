@@ -28,6 +28,7 @@ impl Filter for Rename {
         }
         // The names of labels suffice: nothing here depends on a value.
         let mut plan = Plan::new(Tier::Names);
+        plan.pure = true;
         plan.reads.push(f.from.clone());
         plan.writes.extend([f.from.clone(), f.to.clone(), "cluster".into()]);
         Ok((f, plan))
