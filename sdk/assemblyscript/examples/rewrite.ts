@@ -64,7 +64,11 @@ class Rewrite extends Filter {
   private maps: LabelMap[] = [];
 
   describe(): Description {
-    return new Description("rewrite", "1.0.0", "The reference filter of the SDKs.", '{"type":"object"}', 0, ["request", "select", "rewrite"]);
+    const schema = `{"type":"object","additionalProperties":false,"properties":{
+      "tier":{"type":"string"},"drop":{"type":"string"},"rename":{"type":"string"},"set":{"type":"string"},
+      "map":{"type":"string"},"leave_out":{"type":"string"},"merge":{"type":"string"},
+      "deny_subject":{"type":"string"},"require":{"type":"string"}}}`;
+    return new Description("rewrite", "1.0.0", "The reference filter of the SDKs.", schema, 0, ["request", "select", "rewrite"]);
   }
 
   configure(c: Config, plan: Plan): bool {

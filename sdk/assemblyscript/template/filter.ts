@@ -8,13 +8,18 @@ export * from "../assembly/exports";
 
 const CLUSTER = str("cluster");
 
+// Which keys there are: a configuration with others is wrong.
+const SCHEMA =
+  '{"type":"object","additionalProperties":false,"required":["from","to"],' +
+  '"properties":{"from":{"type":"string"},"to":{"type":"string"},"cluster":{"type":"string"}}}';
+
 class Rename extends Filter {
   private from: Str = str("");
   private to: Str = str("");
   private cluster: Str = str("");
 
   describe(): Description {
-    return new Description("rename", "0.1.0", "Renames a label.");
+    return new Description("rename", "0.1.0", "Renames a label.", SCHEMA);
   }
 
   configure(c: Config, plan: Plan): bool {

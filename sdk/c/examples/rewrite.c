@@ -7,6 +7,12 @@
 typedef struct { pw_str name, from, to; } entry;
 typedef struct { entry *items; uint32_t n, cap; } entries;
 
+static const char schema[] =
+  "{\"type\":\"object\",\"additionalProperties\":false,\"properties\":{"
+  "\"tier\":{\"type\":\"string\"},\"drop\":{\"type\":\"string\"},\"rename\":{\"type\":\"string\"},\"set\":{\"type\":\"string\"},"
+  "\"map\":{\"type\":\"string\"},\"leave_out\":{\"type\":\"string\"},\"merge\":{\"type\":\"string\"},"
+  "\"deny_subject\":{\"type\":\"string\"},\"require\":{\"type\":\"string\"}}}";
+
 static pw_tier tier;
 static pw_str deny_subject;
 static entries drop, renames, set, map, leave_out, require;
@@ -123,5 +129,4 @@ static bool rewrite(const pw_frame *in, pw_reply *out) {
 }
 
 PW_EXPORT_FILTER(.name = "rewrite", .version = "1.0.0", .summary = "The reference filter of the SDKs.",
-                 .config_schema = "{\"type\":\"object\"}", .configure = configure, .request = request, .select = select,
-                 .rewrite = rewrite)
+                 .config_schema = schema, .configure = configure, .request = request, .select = select, .rewrite = rewrite)

@@ -32,5 +32,10 @@ static bool rewrite(const pw_frame *in, pw_reply *out) {
   return true;
 }
 
-PW_EXPORT_FILTER(.name = "rename", .version = "0.1.0", .summary = "Renames a label.", .configure = configure,
-                 .rewrite = rewrite)
+/* Which keys there are: a configuration with others is wrong. */
+static const char schema[] =
+  "{\"type\":\"object\",\"additionalProperties\":false,\"required\":[\"from\",\"to\"],"
+  "\"properties\":{\"from\":{\"type\":\"string\"},\"to\":{\"type\":\"string\"},\"cluster\":{\"type\":\"string\"}}}";
+
+PW_EXPORT_FILTER(.name = "rename", .version = "0.1.0", .summary = "Renames a label.", .config_schema = schema,
+                 .configure = configure, .rewrite = rewrite)

@@ -33,8 +33,12 @@ func main() { plugin.Main() }
 
 type kind struct{}
 
+// schema says which keys there are: a configuration with others is wrong.
+const schema = `{"type":"object","additionalProperties":false,"required":["file","labels"],
+	"properties":{"file":{"type":"string"},"labels":{"type":"object","additionalProperties":{"type":"string"}}}}`
+
 func (kind) Describe() filter.Description {
-	return filter.Description{Name: "backend-go", Version: "1.0.0", Summary: "Answers from a JSON file."}
+	return filter.Description{Name: "backend-go", Version: "1.0.0", Summary: "Answers from a JSON file.", ConfigSchema: schema}
 }
 
 func (kind) Configure(c *filter.Config) (backend.Backend, error) {

@@ -21,8 +21,12 @@ func main() { plugin.Main() }
 
 type rename struct{}
 
+// schema says which keys there are: a configuration with others is wrong.
+const schema = `{"type":"object","additionalProperties":false,"required":["from","to"],
+	"properties":{"from":{"type":"string"},"to":{"type":"string"},"cluster":{"type":"string"}}}`
+
 func (rename) Describe() filter.Description {
-	return filter.Description{Name: "rename", Version: "0.1.0", Summary: "Renames a label.", Hooks: []string{filter.HookRewrite}}
+	return filter.Description{Name: "rename", Version: "0.1.0", Summary: "Renames a label.", ConfigSchema: schema, Hooks: []string{filter.HookRewrite}}
 }
 
 type instance struct{ from, to, cluster string }

@@ -36,12 +36,17 @@ func New() filter.Filter { return reference{} }
 
 type reference struct{}
 
+const schema = `{"type":"object","additionalProperties":false,"properties":{
+  "tier":{"type":"string"},"drop":{"type":"string"},"rename":{"type":"string"},"set":{"type":"string"},
+  "map":{"type":"string"},"leave_out":{"type":"string"},"merge":{"type":"string"},
+  "deny_subject":{"type":"string"},"require":{"type":"string"}}}`
+
 func (reference) Describe() filter.Description {
 	return filter.Description{
 		Name:         "rewrite",
 		Version:      "1.0.0",
 		Summary:      "The reference filter of the SDKs.",
-		ConfigSchema: `{"type":"object"}`,
+		ConfigSchema: schema,
 		Hooks:        []string{filter.HookRequest, filter.HookSelect, filter.HookRewrite},
 	}
 }

@@ -101,7 +101,7 @@ impl Backend for JsonApi {
     const VERSION: &'static str = "1.0.0";
     const SUMMARY: &'static str = "Reads series from a JSON API over HTTP.";
     const CONFIG_SCHEMA: &'static str =
-        r#"{"type":"object","required":["url"],"properties":{"url":{"type":"string"},"secret":{"type":"string"}}}"#;
+        r#"{"type":"object","additionalProperties":false,"required":["url"],"properties":{"url":{"type":"string"},"secret":{"type":"string"}}}"#;
     const PERMISSIONS: &'static [&'static str] = &["http"];
 
     fn configure(c: &Config) -> Result<Self, Error> {

@@ -84,7 +84,10 @@ impl Filter for Rewrite {
     const NAME: &'static str = "rewrite";
     const VERSION: &'static str = "1.0.0";
     const SUMMARY: &'static str = "The reference filter of the SDKs.";
-    const CONFIG_SCHEMA: &'static str = r#"{"type":"object"}"#;
+    const CONFIG_SCHEMA: &'static str = r#"{"type":"object","additionalProperties":false,"properties":{
+        "tier":{"type":"string"},"drop":{"type":"string"},"rename":{"type":"string"},"set":{"type":"string"},
+        "map":{"type":"string"},"leave_out":{"type":"string"},"merge":{"type":"string"},
+        "deny_subject":{"type":"string"},"require":{"type":"string"}}}"#;
     const HOOKS: &'static [&'static str] = &["request", "select", "rewrite"];
 
     fn configure(c: &Config) -> Result<(Self, Plan), Error> {

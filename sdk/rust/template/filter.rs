@@ -19,6 +19,9 @@ impl Filter for Rename {
     const NAME: &'static str = "rename";
     const VERSION: &'static str = "0.1.0";
     const SUMMARY: &'static str = "Renames a label.";
+    /// Which keys there are: a configuration with others is wrong.
+    const CONFIG_SCHEMA: &'static str = r#"{"type":"object","additionalProperties":false,"required":["from","to"],
+        "properties":{"from":{"type":"string"},"to":{"type":"string"},"cluster":{"type":"string"}}}"#;
     const HOOKS: &'static [&'static str] = &["rewrite"];
 
     fn configure(c: &Config) -> Result<(Self, Plan), Error> {

@@ -5,12 +5,14 @@ package workbench
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"iter"
 	"log/slog"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -127,7 +129,15 @@ func describes(m *trust.Manifest, d carrier.Description) error {
 	if m.Launch == "wasm" {
 		differ("permissions", list(m.Permissions), list(want))
 	}
+	if m.ConfigSchema != "" && d.ConfigSchema != "" && !sameJSON(m.ConfigSchema, d.ConfigSchema) {
+		differ("config_schema", m.ConfigSchema, d.ConfigSchema)
+	}
 	return errors.Join(errs...)
+}
+
+func sameJSON(a, b string) bool {
+	var x, y any
+	return json.Unmarshal([]byte(a), &x) == nil && json.Unmarshal([]byte(b), &y) == nil && reflect.DeepEqual(x, y)
 }
 
 // wrongConfigs hands over configurations that make no sense: each is refused or

@@ -88,12 +88,12 @@ func TestGoodFilter(t *testing.T) {
 }
 
 func TestManifestAndPluginDiffer(t *testing.T) {
-	p := golden(t, "name: rewrite", "name: other", "version: 1.0.0", "version: 2.0.0\npermissions: [clock]\nrole: auth")
+	p := golden(t, "name: rewrite", "name: other", "version: 1.0.0", "version: 2.0.0\npermissions: [clock]\nrole: auth\nconfig_schema: {type: array}")
 	bad, _ := results(p.Test(t.Context(), io.Discard))
 	if len(bad) != 1 {
 		t.Fatalf("%q", bad)
 	}
-	for _, want := range []string{`name: plugin.yaml says "other", the plug-in itself "rewrite"`, "version:", "role:", "permissions:"} {
+	for _, want := range []string{`name: plugin.yaml says "other", the plug-in itself "rewrite"`, "version:", "role:", "permissions:", `config_schema: plugin.yaml says "{\"type\":\"array\"}"`} {
 		if !strings.Contains(bad[0], want) {
 			t.Errorf("%q lacks %q", bad[0], want)
 		}

@@ -45,6 +45,7 @@ type faulty struct {
 func (f *faulty) Describe() filter.Description {
 	d := f.Filter.Describe()
 	d.Name, d.Summary = "faulty", "The filter that the tests of carriers use."
+	d.ConfigSchema = `{"type":"object"}` // it has keys beside those of the reference filter
 	return d
 }
 

@@ -23,6 +23,18 @@ const pieceSamples = 2_000; // in one message: a series may come in pieces (rule
 const mostSamples = 5_000_000; // in one answer
 const idleTime = 3_600_000; // ms until an instance that nobody calls may be released
 
+/** Which keys there are: a configuration with others is wrong. */
+const schema = {
+  type: "object",
+  additionalProperties: false,
+  properties: {
+    rooms: { type: "array", items: { type: "string" } },
+    labels: { type: "object", additionalProperties: { type: "string" } },
+    since: { type: "integer" },
+    step_seconds: { type: "integer", minimum: 1 },
+  },
+};
+
 /** Store is one configured instance. */
 class Store {
   used = Date.now();
@@ -143,7 +155,13 @@ async function series(call: grpc.ServerWritableStream<SeriesCall, object>) {
 }
 
 const service = {
-  Describe: unary(() => ({ name: "backend-typescript", version: "1.0.0", kind: "KIND_BACKEND", summary: "Rooms that are made up." })),
+  Describe: unary(() => ({
+    name: "backend-typescript",
+    version: "1.0.0",
+    kind: "KIND_BACKEND",
+    summary: "Rooms that are made up.",
+    config_schema: JSON.stringify(schema),
+  })),
   Configure: unary(configure),
   Release: unary((r) => (instances.delete(r.instance), {})),
   Health: unary(() => ({})),
