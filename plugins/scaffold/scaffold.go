@@ -26,6 +26,10 @@ import (
 //go:embed templates
 var templates embed.FS
 
+// TryServer is the file, in projects that have it, of a server that the plug-in is tried
+// with: it has to run for plugin test.
+const TryServer = "try/server.py"
+
 // Options say what to write.
 type Options struct {
 	// Name of the plug-in.
@@ -142,7 +146,7 @@ type project struct {
 type values struct {
 	Name, Kind, LanguageName, Source, Needs string
 	First                                   []string
-	Vendored                                string
+	Vendored, TryServer                     string
 	SDK, Requires, Version, Crate, Module   string
 }
 
@@ -325,8 +329,10 @@ func (p *project) rustBackend() error {
 		return err
 	}
 	_, text, _ := strings.Cut(string(data), "\n\n") // after the licence
+	p.First = append(p.First, fmt.Sprintf("%-34s # something to read from, see below", "python3 "+TryServer+" &"))
+	p.TryServer = TryServer
 	p.files["src/lib.rs"] = []byte(strings.NewReplacer(`"json-api"`, fmt.Sprintf("%q", p.o.Name), `"1.0.0"`, `"0.1.0"`).Replace(text))
-	return nil
+	return p.fill(TryServer, "backend-rust/try_server.py")
 }
 
 var pinned = regexp.MustCompile(`"assemblyscript": "([^"]+)"`)

@@ -5,12 +5,19 @@ package scaffold_test
 
 import (
 	"bytes"
+	"encoding/json"
+	"fmt"
+	"math"
+	"net"
+	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -92,6 +99,96 @@ func TestCheckout(t *testing.T) {
 		if got := scaffold.Checkout(dir); got != want {
 			t.Errorf("%s: %q, want %q", dir, got, want)
 		}
+	}
+}
+
+// TestTryServer: the server that the backend in Rust is tried with applies matchers as
+// PromQL does.
+func TestTryServer(t *testing.T) {
+	python, err := exec.LookPath("python3")
+	if err != nil {
+		t.Skip(err)
+	}
+	dir := filepath.Join(t.TempDir(), "x")
+	if _, err := scaffold.Write(dir, scaffold.Options{Name: "x", Kind: "backend", Language: "rust"}); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, filepath.FromSlash(scaffold.TryServer))
+	source, err := os.ReadFile(file)
+	if err == nil {
+		err = os.WriteFile(file, bytes.ReplaceAll(source, []byte("8080"), []byte(port)), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(python, file)
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}()
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	ask := func(selector string, from, to int64) (rooms []string, points int) {
+		t.Helper()
+		query := url.Values{"match": {selector}, "start": {fmt.Sprint(from)}, "end": {fmt.Sprint(to)}}
+		resp, err := client.Get("http://127.0.0.1:" + port + "/series?" + query.Encode())
+		for deadline := time.Now().Add(20 * time.Second); err != nil && time.Now().Before(deadline); {
+			time.Sleep(20 * time.Millisecond) // it is still starting
+			resp, err = client.Get("http://127.0.0.1:" + port + "/series?" + query.Encode())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		var answer struct {
+			Series []struct {
+				Labels map[string]string
+				Points [][2]float64
+			}
+		}
+		if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range answer.Series {
+			rooms = append(rooms, s.Labels["room"])
+			points += len(s.Points)
+		}
+		return rooms, points
+	}
+	now := time.Now().UnixMilli()
+	for selector, want := range map[string]string{
+		`{}`:             "north south",
+		`{room="north"}`: "north",
+		`{room!="north",__name__="room_temperature_celsius"}`: "south",
+		`{room=~"n.*|x"}`:         "north",
+		`{room=~"or"}`:            "",
+		`{room!~"nor",room!~""}`:  "north south",
+		`{absent=""}`:             "north south",
+		`{absent!=""}`:            "",
+		`{absent=~"|x"}`:          "north south",
+		`{"a.\"b\\"!="x\n\"}"}`:   "north south",
+		`{"a.b"="",room="south"}`: "south",
+	} {
+		if rooms, _ := ask(selector, now-60_000, now); strings.Join(rooms, " ") != want {
+			t.Errorf("%s: %q, want %q", selector, rooms, want)
+		}
+	}
+	if _, n := ask("{}", now-60_000, now); n != 8 {
+		t.Errorf("%d points in a minute of two series", n)
+	}
+	if _, n := ask("{}", math.MinInt64, math.MaxInt64); n < 2800 {
+		t.Errorf("%d points in all", n)
 	}
 }
 

@@ -9,6 +9,9 @@
 //!
 //!     {"series":[{"labels":{"__name__":"up","job":"a"},"points":[[1700000000000,1],…]},…]}
 //!
+//! It is for the API to apply the matchers, all of them: the host checks every series
+//! against them, and the first that does not match ends the answer (rule S-6).
+//!
 //! Settings: `url`; `secret`, the name of a secret that the host adds to the requests.
 
 #![no_std]
@@ -67,6 +70,8 @@ fn read_series(j: &mut Json) -> Result<Series, Error> {
 
 impl JsonApi {
     /// The series that match and have a sample in the range, in order (rules S-1 and S-7).
+    /// Times are cut here. Matchers are not applied here: an API that knows nothing of some
+    /// of them is to be asked for more, and what does not match to be left out in this place.
     fn fetch(&self, matchers: &[Matcher], from: i64, to: i64) -> Result<Vec<Series>, Error> {
         let mut url = self.url.clone();
         add_query(&mut url, "match", &selector(matchers));

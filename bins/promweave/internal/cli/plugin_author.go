@@ -59,6 +59,9 @@ the one that --sdk names; without either with the SDK of this release.`,
 				}
 			}
 			a.say("%s is there. Next: promweave plugin test %s; its README.md has the rest.", args[0], args[0])
+			if slices.Contains(files, scaffold.TryServer) {
+				a.say("Before that, start what it reads from: python3 %s &", filepath.Join(args[0], filepath.FromSlash(scaffold.TryServer)))
+			}
 			switch {
 			case o.Language != "go":
 			case o.SDK == "":

@@ -76,6 +76,7 @@ func (p *Project) Test(ctx context.Context, talk io.Writer) []Check {
 	r.do("wrong configurations", func() (string, error) { return p.wrongConfigs(ctx, o) })
 	if o.Backend != nil {
 		testBackend(ctx, r, o.Backend)
+		p.notThere(r.checks)
 	} else {
 		testFilter(ctx, r, o.Filter)
 	}

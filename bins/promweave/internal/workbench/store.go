@@ -7,7 +7,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/prometheus/model/labels"
@@ -110,6 +112,20 @@ func testBackend(ctx context.Context, r *report, b backend.Backend) {
 		return "same series", same(setsOf(all), setsOf(got), nil)
 	})
 	r.do("stop and cancel", func() (string, error) { return stops(ctx, b, req) })
+}
+
+// notThere says of checks that failed because nothing listens where a module's requests
+// go what to do about it.
+func (p *Project) notThere(checks []Check) {
+	for i, c := range checks {
+		for _, h := range p.Manifest.HTTP {
+			host := strings.TrimPrefix(strings.TrimPrefix(h.URL, "https://"), "http://")
+			if c.Result == Failed && strings.Contains(c.Detail, "connection refused") && strings.Contains(c.Detail, host) {
+				checks[i].Detail = fmt.Sprintf("nothing answers at %s: start it first, %s says how: %s", h.URL, filepath.Join(p.Dir, "README.md"), c.Detail)
+				break
+			}
+		}
+	}
 }
 
 func stamp(ms int64) string { return time.UnixMilli(ms).UTC().Format(time.RFC3339) }
