@@ -185,7 +185,7 @@ func (r *runner) namesReply(l *link, e *Effect, i int, x *schema) (*namesReply, 
 		if c.Source == frame.FromInput && x.names[c.Input] == name {
 			stays[c.Input] = true
 		} else if !mayWrite(&l.plan, name) {
-			return nil, l.violation(e, "it writes the label %q", name)
+			return nil, l.violation(e, "it writes the label %q: declare it in the plan's writes", name)
 		} else if p, ok := slices.BinarySearch(x.names, name); ok {
 			stays[p] = true // or is written, by right
 		}
@@ -199,7 +199,7 @@ func (r *runner) namesReply(l *link, e *Effect, i int, x *schema) (*namesReply, 
 	}
 	for p, name := range x.names {
 		if !stays[p] && !mayWrite(&l.plan, name) {
-			return nil, l.violation(e, "it removes the label %q", name)
+			return nil, l.violation(e, "it removes the label %q: declare it in the plan's writes", name)
 		}
 	}
 	return n, nil
@@ -314,7 +314,7 @@ func (r *runner) valueReplies(l *link, e *Effect, i, column int, values []string
 		n := strings.Clone(r.changes.Symbol(c.Name))
 		may := mayWrite(&l.plan, n)
 		if !may && n != name {
-			return l.violation(e, "it writes the label %q", n)
+			return l.violation(e, "it writes the label %q: declare it in the plan's writes", n)
 		}
 		for k, v := range values {
 			to := r.changes.Symbol(c.Ref(k))
@@ -322,7 +322,7 @@ func (r *runner) valueReplies(l *link, e *Effect, i, column int, values []string
 				continue
 			}
 			if !may {
-				return l.violation(e, "it writes the label %q", n)
+				return l.violation(e, "it writes the label %q: declare it in the plan's writes", n)
 			}
 			known[v].set = append(known[v].set, labels.Label{Name: n, Value: strings.Clone(to)})
 		}
@@ -446,7 +446,7 @@ func (r *runner) rowsReply(l *link, e *Effect, rows, out []row) ([]row, error) {
 			}
 			for k := range mine {
 				if g.Keeps(k) && was.Ref(k) != 0 {
-					return nil, l.violation(e, "it removes the label %q", name)
+					return nil, l.violation(e, "it removes the label %q: declare it in the plan's writes", name)
 				}
 			}
 		}
@@ -462,7 +462,7 @@ func (r *runner) rowsReply(l *link, e *Effect, rows, out []row) ([]row, error) {
 				ref := c.Ref(k)
 				v := r.changes.Symbol(ref)
 				if c.was != nil && r.view.Symbol(c.was.Ref(k)) != v {
-					return nil, l.violation(e, "it writes the label %q", c.name)
+					return nil, l.violation(e, "it writes the label %q: declare it in the plan's writes", c.name)
 				}
 				if ref != 0 {
 					r.scratch = append(r.scratch, c.name)

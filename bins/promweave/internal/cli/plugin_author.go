@@ -149,7 +149,7 @@ with all its calls. It is not the whole of what certification asks for.`,
 			if bad > 0 {
 				return failed(fmt.Errorf("%d of %s failed", bad, count(len(checks), "check")))
 			}
-			a.say("%s %s: all well. This is no certificate: promweave certify will be that.", p.Manifest.Name, p.Manifest.Version)
+			a.say("%s %s: all well. This is no certificate.", p.Manifest.Name, p.Manifest.Version)
 			return nil
 		},
 	}

@@ -252,7 +252,11 @@ func (a *app) pluginPackageCmd() *cobra.Command {
 		Short: "Build a plug-in and put it into a signed package",
 		Long: `Builds the plug-in in DIR and writes NAME-VERSION.tar.gz with its manifest, its file,
 README.md and the list of its components (SBOM). With --key both the file and the
-package are signed. The same files make the same package.`,
+package are signed.
+
+Without --key the same files make the same package. A signature says when it was made,
+and is in the package: with --key set SOURCE_DATE_EPOCH to that time, in seconds since
+1970, to make the same package again.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var k *trust.SigningKey
@@ -298,6 +302,9 @@ package are signed. The same files make the same package.`,
 			if err != nil {
 				return failed(err)
 			}
+			if err := os.MkdirAll(out, 0o755); err != nil {
+				return failed(err)
+			}
 			file := filepath.Join(out, m.PackageName()+trust.PackageSuffix)
 			if err := os.WriteFile(file, data, 0o644); err != nil {
 				return failed(err)
@@ -322,7 +329,7 @@ package are signed. The same files make the same package.`,
 		},
 	}
 	cmd.Flags().StringVar(&keyFile, "key", "", "file of the signing key")
-	cmd.Flags().StringVar(&out, "out", ".", "directory for the package")
+	cmd.Flags().StringVar(&out, "out", ".", "directory for the package; it is made if it is missing")
 	noBuildFlag(cmd, &noBuild)
 	return cmd
 }

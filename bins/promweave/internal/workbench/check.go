@@ -258,7 +258,13 @@ func through(ctx context.Context, f *registryFilter, all []labels.Labels, size i
 func testFilter(ctx context.Context, r *report, f *registryFilter) {
 	plan := f.Link.Filter.Plan()
 	if !r.do("plan", func() (string, error) {
-		return fmt.Sprintf("tier %s, %d operations, hooks %v", tiers[plan.Tier], len(plan.Operations), plan.Hooks), filtering.Check([]filtering.Link{f.Link})
+		if err := filtering.Check([]filtering.Link{f.Link}); err != nil {
+			return "", err
+		}
+		if plan.Tier == filter.TierColumns && len(plan.Columns) == 0 {
+			return "", errors.New("tier columns without columns: rewrite is never called; name the labels whose values it changes in the plan's columns, or take the tier none")
+		}
+		return fmt.Sprintf("tier %s, %d operations, hooks %v", tiers[plan.Tier], len(plan.Operations), plan.Hooks), nil
 	}) {
 		return
 	}
@@ -284,7 +290,10 @@ func testFilter(ctx context.Context, r *report, f *registryFilter) {
 	}
 	r.do("same again", func() (string, error) {
 		got, err := through(ctx, f, all, 1000, nil)
-		return "same input, same output", same(want, got, err)
+		if err := same(want, got, err); err != nil {
+			return "", fmt.Errorf("the second time: %w", err)
+		}
+		return "same input, same output", nil
 	})
 	r.do("other batches", func() (string, error) {
 		for _, size := range []int{1, 7, 300} {
@@ -312,11 +321,11 @@ func same(want, got []string, err error) error {
 		return err
 	}
 	if len(want) != len(got) {
-		return fmt.Errorf("%d label sets came out before, and %d now", len(want), len(got))
+		return fmt.Errorf("want %d label sets, got %d", len(want), len(got))
 	}
 	for i := range want {
 		if want[i] != got[i] {
-			return fmt.Errorf("%s came out before, and %s now", want[i], got[i])
+			return fmt.Errorf("want %s, got %s", want[i], got[i])
 		}
 	}
 	return nil
@@ -363,14 +372,18 @@ func oddFrames(ctx context.Context, f carrier.Filter, plan filter.Plan) (string,
 	if err != nil {
 		return "", err
 	}
-	changed := 0
+	changed, refused := 0, 0
 	for i, data := range frames {
 		reply, err := f.Rewrite(ctx, data, nil)
 		if err != nil {
 			if errors.Is(err, carrier.ErrFault) {
 				return "", fmt.Errorf("frame %d: %w", i, err)
 			}
-			continue // it says that it does not want that
+			// It says that it does not want that; but something it has to want.
+			if refused++; refused == len(frames) {
+				return "", fmt.Errorf("rewrite returned an error for each of %d frames, the last: %w", len(frames), err)
+			}
+			continue
 		}
 		var in frame.Frame
 		if err := in.Parse(data); err != nil {
@@ -384,7 +397,11 @@ func oddFrames(ctx context.Context, f carrier.Filter, plan filter.Plan) (string,
 			changed++
 		}
 	}
-	return fmt.Sprintf("%d, of which %d were changed", len(frames), changed), nil
+	text := fmt.Sprintf("%d, of which %d were changed", len(frames), changed)
+	if refused > 0 {
+		text += fmt.Sprintf(" and %d refused", refused)
+	}
+	return text, nil
 }
 
 // framesOf are frames as a filter with this plan gets them.

@@ -109,7 +109,10 @@ func testBackend(ctx context.Context, r *report, b backend.Backend) {
 				return "", fmt.Errorf("%s has chunks (rule S-9)", s.Labels)
 			}
 		}
-		return "same series", same(setsOf(all), setsOf(got), nil)
+		if err := same(setsOf(all), setsOf(got), nil); err != nil {
+			return "", fmt.Errorf("%w (rule S-9)", err)
+		}
+		return "same series", nil
 	})
 	r.do("stop and cancel", func() (string, error) { return stops(ctx, b, req) })
 }
@@ -164,9 +167,9 @@ func samplesOf(s backend.Series) (n int, err error) {
 func matchers(ctx context.Context, b backend.Backend, req backend.SeriesRequest, all []backend.Series) (string, error) {
 	n := 0
 	var errs []error
-	try := func(ms ...*labels.Matcher) {
+	try := func(m *labels.Matcher) {
 		n++
-		r := req
+		r, ms := req, []*labels.Matcher{m}
 		r.Matchers, r.SkipChunks = ms, true
 		var want []string
 		for _, s := range all {
@@ -175,8 +178,10 @@ func matchers(ctx context.Context, b backend.Backend, req backend.SeriesRequest,
 			}
 		}
 		got, err := collect(ctx, b, &r)
-		if err := same(want, setsOf(got), err); err != nil {
-			errs = append(errs, fmt.Errorf("%v: %w", ms, err))
+		if err != nil {
+			errs = append(errs, fmt.Errorf("{%v}: %w", m, err))
+		} else if err := same(want, setsOf(got), nil); err != nil {
+			errs = append(errs, fmt.Errorf("{%v}: %w (rule S-6)", m, err))
 		}
 	}
 	for _, s := range []backend.Series{all[0], all[len(all)-1]} {

@@ -217,12 +217,14 @@ func TestBadFilters(t *testing.T) {
 		want string
 	}{
 		"good":                       {&fake{plan: rows, rewrite: setTo("tenant", always("x"))}, ""},
-		"writes what is not planned": {&fake{plan: rows, rewrite: setTo("job", always("x"))}, "label sets failed"},
+		"writes what is not planned": {&fake{plan: rows, rewrite: setTo("job", always("x"))}, `label sets failed: filter "fake": plug-in fault: against its plan: it writes the label "job": declare it in the plan's writes`},
+		"wants none":                 {&fake{plan: rows, rewrite: func(*frame.Frame, *frame.Reply) error { return errors.New("nothing for me") }}, "frames of every shape failed: rewrite returned an error for each of 7 frames, the last: nothing for me"},
+		"no columns":                 {&fake{plan: filter.Plan{Tier: filter.TierColumns}}, "plan failed: tier columns without columns: rewrite is never called"},
 		"garbage":                    {&fake{plan: rows, raw: func() []byte { return []byte("garbage!") }}, "frames of every shape failed"},
 		"other every time": {&fake{plan: rows, rewrite: setTo("tenant", func(*frame.Frame) string {
 			calls++
 			return fmt.Sprint(calls)
-		})}, "same again failed"},
+		})}, "same again failed: the second time: want {"},
 		"looks at its neighbours": {&fake{plan: rows, rewrite: setTo("tenant", func(in *frame.Frame) string { return fmt.Sprint(in.Rows()) })}, "other batches failed: in batches of"},
 		"a plan that cannot be":   {&fake{plan: filter.Plan{Operations: []filter.Operation{{Rename: &filter.Rename{}}}}}, "plan failed"},
 		"breaks when asked":       {&fake{plan: filter.Plan{Hooks: []string{filter.HookRequest}}, err: fmt.Errorf("trap: %w", carrier.ErrFault)}, "request hook failed: trap"},
@@ -307,7 +309,7 @@ func TestBackends(t *testing.T) {
 		"":               "",
 		"times":          "info failed: MinTime",
 		"order":          "series failed",
-		"matchers":       "matchers failed",
+		"matchers":       `matchers failed: {__name__!="up"}: want 0 label sets, got 2 (rule S-6)`,
 		"chunks":         "without chunks failed",
 		"bounds":         "series failed: {__name__",
 		"bytes":          "series failed: {__name__",
