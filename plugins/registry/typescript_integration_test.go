@@ -107,6 +107,23 @@ func TestIntegrationTypeScript(t *testing.T) {
 	ctx := context.Background()
 	dir := typescript(t)
 	addr, stop := startTypescript(t, dir, "127.0.0.1:0")
+	for _, c := range []struct {
+		code int
+		want string
+		args []string
+	}{
+		{2, "Unknown option '--lisen'", []string{"--lisen", "x"}},
+		{2, "--listen 127.0.0.1: want host:port", []string{"--listen", "127.0.0.1"}},
+		{2, "belong together", []string{"--tls-cert", "x.pem"}},
+		{1, "no such file", []string{"--proto", filepath.Join(dir, "x.proto")}},
+	} {
+		cmd := exec.Command("node", append([]string{"dist/main.js"}, c.args...)...)
+		cmd.Dir = dir
+		out, _ := cmd.CombinedOutput()
+		if text := string(out); cmd.ProcessState.ExitCode() != c.code || !strings.Contains(text, c.want) || strings.Count(text, "\n") != 1 {
+			t.Errorf("%q: exit code %d, %s", c.args, cmd.ProcessState.ExitCode(), text)
+		}
+	}
 	r := newRegistry(t, nil)
 	spec := registry.Spec{Launch: registry.Dial, Address: addr}
 

@@ -174,29 +174,45 @@ const service = {
   }),
 };
 
-const { values: flags } = parseArgs({
-  options: {
-    listen: { type: "string", default: "127.0.0.1:9096" },
-    proto: { type: "string", default: fileURLToPath(new URL("../../../pluginpb/plugin.proto", import.meta.url)) },
-    "tls-cert": { type: "string" },
-    "tls-key": { type: "string" },
-    "client-ca": { type: "string" },
-  },
-});
+/** Ends the program with one line and an exit code: 2 is wrong usage. */
+function quit(code: 1 | 2, err: unknown): never {
+  console.error(`backend-typescript: ${err instanceof Error ? err.message : err}`);
+  process.exit(code);
+}
 
-const loaded = grpc.loadPackageDefinition(loadSync(flags.proto, { keepCase: true, longs: String, enums: Number, defaults: true })) as any;
+function orQuit<T>(code: 1 | 2, f: () => T): T {
+  try {
+    return f();
+  } catch (err) {
+    return quit(code, err);
+  }
+}
+
+const options = {
+  listen: { type: "string", default: "127.0.0.1:9096" },
+  proto: { type: "string", default: fileURLToPath(new URL("../../../pluginpb/plugin.proto", import.meta.url)) },
+  "tls-cert": { type: "string" },
+  "tls-key": { type: "string" },
+  "client-ca": { type: "string" },
+} as const;
+const { values: flags } = orQuit(2, () => parseArgs({ options }));
+if (!(Number(/:(\d+)$/.exec(flags.listen)?.[1]) <= 65535)) quit(2, `--listen ${flags.listen}: want host:port`);
+const { "tls-cert": cert, "tls-key": key, "client-ca": ca } = flags;
+if (!cert !== !key || (ca && !cert)) quit(2, "--tls-cert and --tls-key belong together, and --client-ca needs them");
+
+const definition = orQuit(1, () => loadSync(flags.proto, { keepCase: true, longs: String, enums: Number, defaults: true }));
+const loaded = grpc.loadPackageDefinition(definition) as any;
 const server = new grpc.Server();
 // Calls that are not here, those of filters, are answered with UNIMPLEMENTED.
 server.addService(loaded.promweave.plugin.v1.Plugin.service, service as unknown as grpc.UntypedServiceImplementation);
 
-const { "tls-cert": cert, "tls-key": key, "client-ca": ca } = flags;
-if (!cert !== !key || (ca && !cert)) throw new Error("--tls-cert and --tls-key belong together, and --client-ca needs them");
-const pairs = cert && key ? [{ cert_chain: readFileSync(cert), private_key: readFileSync(key) }] : [];
-const credentials = pairs.length
-  ? grpc.ServerCredentials.createSsl(ca ? readFileSync(ca) : null, pairs, ca !== undefined)
-  : grpc.ServerCredentials.createInsecure();
+const credentials = orQuit(1, () => {
+  if (!cert || !key) return grpc.ServerCredentials.createInsecure();
+  const pairs = [{ cert_chain: readFileSync(cert), private_key: readFileSync(key) }];
+  return grpc.ServerCredentials.createSsl(ca ? readFileSync(ca) : null, pairs, ca !== undefined);
+});
 server.bindAsync(flags.listen, credentials, (err, port) => {
-  if (err) throw err;
+  if (err) quit(1, err);
   console.log(`listening on ${flags.listen.replace(/:\d+$/, "")}:${port}`);
 });
 for (const signal of ["SIGTERM", "SIGINT"]) process.on(signal, () => server.tryShutdown(() => process.exit(0)));
