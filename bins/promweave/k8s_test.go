@@ -69,6 +69,9 @@ type podSpec struct {
 	Volumes    []struct {
 		Name      string
 		ConfigMap struct{ Name string } `yaml:"configMap"`
+		Secret    struct {
+			Name string `yaml:"secretName"`
+		}
 	}
 }
 
@@ -101,7 +104,8 @@ type container struct {
 }
 
 type probe struct {
-	HTTPGet struct{ Path, Port string } `yaml:"httpGet"`
+	HTTPGet   struct{ Path, Port string } `yaml:"httpGet"`
+	TCPSocket struct{ Port string }       `yaml:"tcpSocket"`
 }
 
 // render runs kustomize as kubectl does, with its load restrictions.
@@ -138,7 +142,7 @@ func find(t *testing.T, objs []object, kind, name string) object {
 }
 
 func TestManifests(t *testing.T) {
-	for _, dir := range []string{"base", "overlays/example"} {
+	for dir, count := range map[string]struct{ workloads, lookups int }{"base": {2, 4}, "overlays/example": {2, 4}, "overlays/plugin": {3, 5}} {
 		t.Run(dir, func(t *testing.T) {
 			objs := render(t, filepath.Join("..", "..", "k8s", dir))
 			var workloads int
@@ -151,11 +155,11 @@ func TestManifests(t *testing.T) {
 					t.Run(o.Metadata.Name, func(t *testing.T) { checkWorkload(t, o, objs) })
 				}
 			}
-			if workloads != 2 {
-				t.Errorf("%d workloads, want the queriers and Prometheus", workloads)
+			if workloads != count.workloads {
+				t.Errorf("%d workloads, want the queriers, Prometheus, and the plug-in where there is one", workloads)
 			}
 			checkServices(t, objs)
-			checkDiscovery(t, objs)
+			checkDiscovery(t, objs, count.lookups)
 			if dir != "base" {
 				for _, o := range objs {
 					for _, c := range o.Spec.Template.Spec.Containers {
@@ -202,6 +206,12 @@ func checkWorkload(t *testing.T, o object, objs []object) {
 			}
 		}
 		for what, p := range map[string]probe{"/-/healthy": c.LivenessProbe, "/-/ready": c.ReadinessProbe} {
+			if o.Metadata.Labels["app.kubernetes.io/component"] == "plugin" {
+				if portOf(c, p.TCPSocket.Port) == 0 {
+					t.Errorf("%s: a probe is %+v", c.Name, p)
+				}
+				continue
+			}
 			if p.HTTPGet.Path != what || portOf(c, p.HTTPGet.Port) == 0 {
 				t.Errorf("%s: no probe of %s on a port that it has: %+v", c.Name, what, p)
 			}
@@ -216,7 +226,25 @@ func checkWorkload(t *testing.T, o object, objs []object) {
 		if c.Name == "promweave" {
 			checkPromweave(t, c, pod, objs)
 		}
+		for _, a := range c.Args {
+			if _, file, ok := strings.Cut(a, "="); ok && o.Metadata.Labels["app.kubernetes.io/component"] == "plugin" && strings.HasPrefix(file, "/") {
+				checkSecret(t, file, c, pod)
+			}
+		}
 	}
+}
+
+// checkSecret: a file comes from a Secret that is mounted.
+func checkSecret(t *testing.T, file string, c container, pod podSpec) {
+	t.Helper()
+	for _, m := range c.VolumeMounts {
+		for _, v := range pod.Volumes {
+			if m.Name == v.Name && v.Secret.Name != "" && m.MountPath == filepath.Dir(file) {
+				return
+			}
+		}
+	}
+	t.Errorf("%s: %s is in no Secret that is mounted", c.Name, file)
 }
 
 // checkPromweave loads the configuration that the container will have, and holds
@@ -255,6 +283,14 @@ func checkPromweave(t *testing.T, c container, pod podSpec, objs []object) {
 	for _, b := range cfg.Backends {
 		if b.TSDB != nil && !b.TSDB.ReadOnly {
 			t.Errorf("backend %s writes to %s, and the file system is read-only", b.Name, b.TSDB.Path)
+		}
+		if p := b.Plugin; p != nil {
+			if p.Launch != config.LaunchDial || !p.TLS.Enabled {
+				t.Errorf("backend %s: the plug-in is %+v", b.Name, p)
+			}
+			for _, file := range []string{p.TLS.CA, p.TLS.Cert, p.TLS.Key} {
+				checkSecret(t, file, c, pod)
+			}
 		}
 	}
 	stop := cfg.Query.Timeout + time.Duration(c.Lifecycle.PreStop.Sleep.Seconds)*time.Second
@@ -304,7 +340,7 @@ func checkServices(t *testing.T, objs []object) {
 
 // checkDiscovery: every SRV name in the configurations is a headless Service and
 // one of its ports.
-func checkDiscovery(t *testing.T, objs []object) {
+func checkDiscovery(t *testing.T, objs []object, want int) {
 	var names []string
 	path := filepath.Join(t.TempDir(), "promweave.yaml")
 	text := find(t, objs, "ConfigMap", "promweave-querier-config").Data["promweave.yaml"]
@@ -318,6 +354,9 @@ func checkDiscovery(t *testing.T, objs []object) {
 	for _, b := range cfg.Backends {
 		if b.StoreAPI != nil {
 			names = append(names, strings.TrimPrefix(b.StoreAPI.Address, "dnssrv+"))
+		}
+		if b.Plugin != nil {
+			names = append(names, strings.TrimPrefix(b.Plugin.Address, "dnssrv+"))
 		}
 	}
 	var prom struct {
@@ -337,8 +376,8 @@ func checkDiscovery(t *testing.T, objs []object) {
 			names = append(names, d.Names...)
 		}
 	}
-	if len(names) != 4 {
-		t.Errorf("%d names are looked up, want 4: %q", len(names), names)
+	if len(names) != want {
+		t.Errorf("%d names are looked up, want %d: %q", len(names), want, names)
 	}
 	for _, name := range names {
 		port, rest, _ := strings.Cut(name, ".")
