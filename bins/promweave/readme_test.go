@@ -63,6 +63,15 @@ func TestIntegrationReadme(t *testing.T) {
 	runBlocks(t, "../../README.md", 1, clone, strings.NewReplacer())
 }
 
+// TestIntegrationReadmeOfC runs the commands of sdk/c/README.md in a copy of its folder.
+func TestIntegrationReadmeOfC(t *testing.T) {
+	dir := short(t)
+	if err := os.CopyFS(dir, os.DirFS("../../sdk/c")); err != nil {
+		t.Fatal(err)
+	}
+	runBlocks(t, "../../sdk/c/README.md", 1, dir, strings.NewReplacer())
+}
+
 // runBlocks runs the blocks of a document, of which there are some.
 func runBlocks(t *testing.T, file string, atLeast int, dir string, replace *strings.Replacer, env ...string) {
 	text, err := os.ReadFile(file)

@@ -42,6 +42,24 @@ config: {b: 1, a: [x, 2.5, true, null]}
 files: [docs/more.md]
 `
 
+// TestManifestKeys: the guide for authors has every key of a manifest.
+func TestManifestKeys(t *testing.T) {
+	guide, err := os.ReadFile("../../sdk/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = trust.ParseManifest(trust.ManifestFile, []byte("no_such_key: 1\n"))
+	_, list, ok := strings.Cut(err.Error(), "unknown key; there are ")
+	if !ok {
+		t.Fatal(err)
+	}
+	for name := range strings.SplitSeq(list, ", ") {
+		if !strings.Contains(string(guide), "\n| `"+name+"` |") {
+			t.Errorf("sdk/README.md lacks %s", name)
+		}
+	}
+}
+
 // keys are a root and a signing key that ends after a day.
 func keys(t testing.TB) (ed25519.PublicKey, *trust.SigningKey) {
 	t.Helper()
