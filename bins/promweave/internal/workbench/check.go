@@ -159,10 +159,19 @@ func (p *Project) wrongConfigs(ctx context.Context, o *Opened) (string, error) {
 			}
 		}
 	}
-	refused := 0
+	// Whoever misspells a key has the others right.
+	misspelt := ""
+	var config map[string]any
+	if json.Unmarshal([]byte(p.Manifest.Config), &config) == nil && config != nil {
+		config["no_such_key"] = "x"
+		if data, err := json.Marshal(config); err == nil {
+			misspelt = string(data)
+			docs = append(docs, misspelt)
+		}
+	}
+	refused, note := 0, ""
 	for _, doc := range docs {
-		f, b, release, err := o.configure(ctx, p.Manifest, spec, doc)
-		_, _ = f, b
+		_, _, release, err := o.configure(ctx, p.Manifest, spec, doc)
 		switch {
 		case errors.Is(err, carrier.ErrFault):
 			return "", fmt.Errorf("configured with %.100s: %w", doc, err)
@@ -170,9 +179,12 @@ func (p *Project) wrongConfigs(ctx context.Context, o *Opened) (string, error) {
 			refused++
 		default:
 			release()
+			if doc == misspelt {
+				note = "; a key that there is not is accepted, so that nobody notices one that is misspelt: a config_schema with additionalProperties: false refuses it"
+			}
 		}
 	}
-	return fmt.Sprintf("%d refused, %d accepted, none breaks it", refused, len(docs)-refused), nil
+	return fmt.Sprintf("%d refused, %d accepted, none breaks it%s", refused, len(docs)-refused, note), nil
 }
 
 // sets are label sets in order, as stores have them, and names that the plan speaks of.
