@@ -12,17 +12,17 @@
 // WithCloseOnContextDone, which looks at a flag at loop headers, through a call out of compiled code,
 // and not at all in code without loops: a tree of calls forty deep runs on long past its
 // deadline. Without it a guest in a loop keeps Go's garbage collector, and so the whole process, waiting.
-// CPU time, divided by that of the plain module, on amd64 (go test -bench Overhead -benchtime 40x: sixteen functions of C, Rust and
-// Go modules, variants interleaved, least of 40 rounds, on two cores with a load average of 7 to 11; in four such runs the first mean was 1.14 to 1.15):
+// CPU time, divided by that of the plain module, on amd64 (go test -bench Overhead -benchtime 60x: sixteen functions of
+// C, Rust and Go modules, variants interleaved, the median of 60 rounds' ratios, seven runs on two shared cores at a load average of 1 to 1.7):
 //
 //	                                    metered        CloseOnContextDone
-//	geometric mean of all               1.15           5.6
-//	geometric mean, C and Rust          1.12           5.5
-//	geometric mean, Go's toolchain      1.22           5.9
-//	tight loops                         0.95 - 1.53    3.1 - 22
+//	geometric mean of all               1.12 - 1.20    4.0 - 4.4
+//	geometric mean, C and Rust          1.13 - 1.15    3.7 - 4.0
+//	geometric mean, Go's toolchain      1.19 - 1.23    4.0 - 5.0
+//	tight loops                         0.94 - 1.47    3 - 14
 //	real work (sorting, symbols,
-//	decoding, formatting)               1.00 - 1.23    4 - 10
-//	recursion that does nothing else    1.04 - 1.52    1 - 14
+//	decoding, formatting)               0.97 - 1.37    2 - 9
+//	recursion that does nothing else    1.04 - 1.95    1 - 9
 //
 // The metered module is 8 % larger (Go) to 39 % (C, 3 KiB).
 //
