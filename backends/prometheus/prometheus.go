@@ -353,7 +353,7 @@ func (b *Backend) fetch(ctx context.Context) (*state, error) {
 // takes matchers for noise would show one tenant's names to another.
 func (b *Backend) deaf(ctx context.Context) (bool, error) {
 	none := url.Values{"match[]": {`{__name__="promweave:no_series_has_this_name"}`}}
-	for _, path := range []string{"/api/v1/labels", "/api/v1/label/" + labels.MetricName + "/values"} {
+	for _, path := range []string{"/api/v1/labels", "/api/v1/label/" + model.MetricNameLabel + "/values"} {
 		switch found, _, err := b.labelsAPI(ctx, path, none); {
 		case len(found) > 0:
 			return true, nil
