@@ -203,7 +203,7 @@ func objectText(out io.Writer, v any) error {
 		if json.Unmarshal(value, &text) != nil {
 			text = string(value)
 		}
-		fmt.Fprintf(w, "%s\t%s\n", key, clean(strings.ReplaceAll(cmp.Or(text, "-"), "\n", " ")))
+		fmt.Fprintf(w, "%s\t%s\n", key, clean(strings.Join(strings.Fields(cmp.Or(text, "-")), " ")))
 	}
 	return w.Flush()
 }

@@ -121,6 +121,10 @@ func validateSelfScrape(c *Config, l *loader) {
 	}
 	name := c.SelfScrape.Backend
 	if name == "" {
+		_, interval := l.source["self_scrape.interval"]
+		if _, off := l.source["self_scrape.backend"]; interval && !off {
+			bad("self_scrape.interval", "has no effect without self_scrape.backend, the name of a backend of kind tsdb that keeps the samples")
+		}
 		return
 	}
 	i := slices.IndexFunc(c.Backends, func(b Backend) bool { return b.Name == name })
