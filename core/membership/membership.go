@@ -19,6 +19,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/prometheus/model/labels"
+
 	"github.com/promweave/promweave/sdk/backend"
 )
 
@@ -40,6 +42,10 @@ type Spec struct {
 	// CheckMatchers: each series of it is compared with the matchers that it was sent
 	// (rule S-6). It is for backends that anybody may have written; ours are tested.
 	CheckMatchers bool
+	// External are labels that all its series have, as users see them, by configuration.
+	// Until it has said more itself they tell which questions do not concern it: what never
+	// came up is not missing from answers that it could have no part in.
+	External labels.Labels
 }
 
 // Window bounds in time what a backend may be asked for.
@@ -367,6 +373,9 @@ func (s *Set) members(now time.Time) []*Member {
 		for _, x := range expand(e) {
 			st := Status{Name: x.name, Kind: e.Kind, Address: x.address, Required: e.Required, Gone: x.gone}
 			st.Info = backend.AllTime()
+			if !e.External.IsEmpty() {
+				st.Info.LabelSets = []labels.Labels{e.External}
+			}
 			if r := s.known[key{x.name, x.b}]; r != nil {
 				st.Healthy, st.Known = r.healthy && x.gone == "", r.known
 				st.LastCheck, st.LastError = r.lastCheck, r.lastErr

@@ -90,6 +90,25 @@ func TestNeverHealthyIsCheckedAndExpected(t *testing.T) {
 	}
 }
 
+// TestExternal: what the configuration says of a backend counts until it has said more.
+func TestExternal(t *testing.T) {
+	err := errors.New("refused")
+	b := &fakestore.Script{OnInfo: func(context.Context) (backend.Info, error) { return info("cluster", "eu1", "replica", "a"), err }}
+	e := entry("a", b)
+	e.External = labels.FromStrings("cluster", "eu1")
+	s := membership.New([]membership.Entry{e}, membership.Options{})
+	defer s.Close()
+	s.Refresh(t.Context())
+	if st := s.Status()[0]; st.Known || len(st.Info.LabelSets) != 1 || !labels.Equal(st.Info.LabelSets[0], e.External) {
+		t.Errorf("before it has said anything: %+v", st)
+	}
+	err = nil
+	s.Refresh(t.Context())
+	if st := s.Status()[0]; !st.Known || len(st.Info.LabelSets) != 1 || st.Info.LabelSets[0].Get("replica") != "a" {
+		t.Errorf("afterwards: %+v", st)
+	}
+}
+
 func TestPanicInInfo(t *testing.T) {
 	b := &fakestore.Script{OnInfo: func(context.Context) (backend.Info, error) { panic("boom") }}
 	s := membership.New([]membership.Entry{entry("a", b), entry("b", &fakestore.Script{})}, membership.Options{})

@@ -105,6 +105,26 @@ func (w *wrapped) Info(ctx context.Context) (backend.Info, error) {
 	return info, nil
 }
 
+// External is what a label set that all series of a backend have is to users: behind its
+// filters, if it is one that Wrap returned. It is empty if that cannot be told.
+func External(b backend.Backend, ls labels.Labels) labels.Labels {
+	w, ok := b.(interface {
+		external(labels.Labels) labels.Labels
+	})
+	if !ok {
+		return ls
+	}
+	return w.external(ls)
+}
+
+func (w *wrapped) external(ls labels.Labels) labels.Labels {
+	out, none, ok := w.c.outward(ls)
+	if w.c.broken != nil || none || !ok {
+		return labels.EmptyLabels()
+	}
+	return out
+}
+
 // narrows says whether a select hook may leave series out.
 func (c *stages) narrows() bool {
 	return slices.ContainsFunc(c.links, func(l *link) bool { return l.selects })

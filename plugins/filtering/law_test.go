@@ -353,11 +353,27 @@ func (c *caseOf) info(w backend.Backend, fail func(string, ...any)) {
 			fail("a chain that changes label sets claims %+v", caps)
 		}
 	}
+	// What all series have is all that can be told of a store that has said nothing yet.
+	common := map[string]string{}
+	for i, ls := range c.s.info.LabelSets {
+		if i == 0 {
+			common = ls.Map()
+		}
+		for n, v := range common {
+			if ls.Get(n) != v {
+				delete(common, n)
+			}
+		}
+	}
+	external := filtering.External(w, labels.FromMap(common))
 	for _, x := range c.law.all(c.s) {
 		fits := func(set labels.Labels) bool {
 			ok := true
 			set.Range(func(l labels.Label) { ok = ok && x.out.Get(l.Name) == l.Value })
 			return ok
+		}
+		if !fits(external) {
+			fail("series %s, %s in the store, does not have %v, which all series should have, as all have %v in the store", x.out, x.in.Labels, external, common)
 		}
 		if len(info.LabelSets) > 0 && !slices.ContainsFunc(info.LabelSets, fits) {
 			fail("series %s, %s in the store, is not in any of the label sets %v, %v in the store", x.out, x.in.Labels, info.LabelSets, c.s.info.LabelSets)

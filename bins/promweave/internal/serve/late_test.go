@@ -189,10 +189,15 @@ func TestPluginThatDoesNotStart(t *testing.T) {
 	p := &config.Plugin{Launch: config.LaunchSpawn, Path: program, SHA256: hex.EncodeToString(sum[:])}
 	cfg := testConfig(t)
 	cfg.Plugins.Dir = filepath.Join(dir, "p")
-	cfg.Backends = append(cfg.Backends, config.Backend{Name: "acme", Plugin: p})
+	cfg.Backends = append(cfg.Backends, config.Backend{Name: "acme", Plugin: p, ExternalLabels: map[string]string{"cluster": "far"}})
 	s := start(t, Options{Load: func() (config.Config, error) { return cfg, nil }}, "http", plainClient())
 	s.eventually("/api/v1/stores", "status 3")
 	s.eventually("/api/v1/query?query=up", "missing acme")
+	s.eventually(`/api/v1/query?query=up{cluster="far"}`, "missing acme")
+	// It has never said what it has, but its external labels are known.
+	if code, body := s.do("GET", `/api/v1/query?query=up{cluster="near"}&partial_response=false`); code != 200 || strings.Contains(body, "acme") {
+		t.Errorf("a query that does not concern it: %d %s", code, body)
+	}
 
 	for what, change := range map[string]func(b *config.Backend){
 		"required": func(b *config.Backend) { b.Required = true },

@@ -59,6 +59,18 @@ type store struct {
 	end func() error
 }
 
+// external are the labels that all its series have to users, by configuration.
+func (st *store) external() labels.Labels {
+	set := labels.FromMap(st.cfg.ExternalLabels)
+	switch {
+	case st.missing != nil:
+		return labels.EmptyLabels() // who knows what the filter makes of them
+	case st.cfg.Plugin != nil:
+		set = labels.EmptyLabels() // a filter sets them
+	}
+	return filtering.External(st.b, set)
+}
+
 // kernel is a backend without the filters around it.
 type kernel struct {
 	b   backend.Backend
@@ -131,6 +143,7 @@ func (s *stores) open(ctx context.Context, cfg config.Config, filters *opened) (
 				// Ours, and nothing between them and us.
 				TrustLabels:   (bc.TSDB != nil || bc.Prometheus != nil) && len(st.uses) == 0,
 				CheckMatchers: bc.Plugin != nil,
+				External:      st.external(),
 			},
 			Backend: st.b, Close: st.end,
 		})
