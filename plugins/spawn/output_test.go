@@ -83,6 +83,11 @@ func TestHeadlineOfAPanicIsKept(t *testing.T) {
 	if got := detail(&ended{reason: "it exited with status 2", lines: lines}); got != "it exited with status 2; it wrote last: panic: the reason / ... / goroutine 997 / goroutine 998 / goroutine 999" {
 		t.Errorf("%q", got)
 	}
+	// Of a long line the error has the beginning, and no half of a character.
+	long := strings.Repeat("x", maxShown-1) + "ü" + strings.Repeat("x", 4000)
+	if got, want := detail(&ended{reason: "it ended", lines: []string{long}}), "it ended; it wrote last: "+long[:maxShown-1]+"..."; got != want {
+		t.Errorf("%q", got)
+	}
 }
 
 func TestRateLimit(t *testing.T) {

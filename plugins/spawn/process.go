@@ -69,8 +69,17 @@ func detail(err error) string {
 		}
 		lines = tail
 	}
-	return err.Error() + "; it wrote last: " + strings.Join(lines, " / ")
+	short := make([]string, len(lines))
+	for i, line := range lines {
+		if short[i] = line; len(line) > maxShown {
+			short[i] = strings.ToValidUTF8(line[:maxShown], "") + "..."
+		}
+	}
+	return err.Error() + "; it wrote last: " + strings.Join(short, " / ")
 }
+
+// maxShown is how much of a line is in an error, in bytes; Status has all that is kept.
+const maxShown = 200
 
 // process is one running process of a plug-in, with its connection.
 type process struct {
