@@ -213,18 +213,22 @@ type checked struct {
 	OK       bool             `json:"ok"`
 	Backends int              `json:"backends"`
 	Problems []config.Problem `json:"problems"`
+	// Notes are what a start would warn of.
+	Notes []string `json:"notes,omitempty"`
 	// Config is the configuration in effect, where that was asked for.
 	Config string `json:"config,omitempty"`
 }
 
 func check(ctx context.Context, path string, files, print bool) checked {
+	out := checked{File: path, Problems: []config.Problem{}}
 	load := func(path string) (config.Config, error) {
-		return config.Check(path, func(c *config.Config, bad func(key, format string, args ...any)) { serve.CheckPlugins(ctx, c, bad) })
+		return config.Check(path, func(c *config.Config, bad func(key, format string, args ...any)) {
+			serve.CheckPlugins(ctx, c, bad, func(text string) { out.Notes = append(out.Notes, text) })
+		})
 	}
 	if !files {
 		load = func(path string) (config.Config, error) { return config.Load(path, nil, nil) }
 	}
-	out := checked{File: path, Problems: []config.Problem{}}
 	c, err := load(path)
 	var all *config.Error
 	switch {
@@ -245,6 +249,9 @@ func (a *app) checkedText(w io.Writer, all []checked) error {
 	for _, c := range all {
 		for _, p := range c.Problems {
 			a.say("%s", p)
+		}
+		for _, n := range c.Notes {
+			a.say("%s: note: %s", c.File, n)
 		}
 		var err error
 		switch {

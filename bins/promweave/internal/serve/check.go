@@ -15,10 +15,11 @@ import (
 	"github.com/promweave/promweave/sdk/backend"
 )
 
-// CheckPlugins tells bad what a start would refuse about filters and plug-ins. It loads
+// CheckPlugins tells bad what a start would refuse about filters and plug-ins, and note
+// what it would log a warning of. It loads
 // and configures what cannot do anything but compute: filters of this program, and
 // modules. Of programs it looks at the file alone, and services are not asked.
-func CheckPlugins(ctx context.Context, c *config.Config, bad func(key, format string, args ...any)) {
+func CheckPlugins(ctx context.Context, c *config.Config, bad func(key, format string, args ...any), note func(string)) {
 	v, err := verifierOf(c.Plugins)
 	if err != nil {
 		bad("plugins", "%v", err)
@@ -60,8 +61,12 @@ func CheckPlugins(ctx context.Context, c *config.Config, bad func(key, format st
 		o.byName[fc.Name] = share(x, x.Close)
 		delete(o.absent, fc.Name)
 	}
-	if err := o.check(); err != nil {
+	unused, err := o.check()
+	if err != nil {
 		bad("filters", "%v", err)
+	}
+	for _, name := range unused {
+		note(fmt.Sprintf("filter %s: %s", name, namedNowhere))
 	}
 	for i, bc := range c.Backends {
 		if bc.Plugin == nil {

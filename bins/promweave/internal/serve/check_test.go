@@ -62,9 +62,10 @@ func TestCheckPlugins(t *testing.T) {
 		Query: config.Query{Filters: []string{"good", "key", "digest", "tenants", "program", "data", "service"}},
 	}
 	var got []string
+	quiet := func(text string) { t.Errorf("noted: %s", text) }
 	CheckPlugins(t.Context(), c, func(key, format string, args ...any) {
 		got = append(got, key+": "+strings.ReplaceAll(fmt.Sprintf(format, args...), dir, "DIR"))
-	})
+	}, quiet)
 	want := []string{
 		`filters[1].plugin: wasm ` + module + `: plug-in "good": configure: tier: must be names, columns or rows`,
 		`filters[2].plugin: wasm ` + module + `: has sha256 ` + digest(module) + `, not ` + other.SHA256 + `: it is another file than the configuration means, or was changed`,
@@ -88,8 +89,17 @@ func TestCheckPlugins(t *testing.T) {
 		Backends: []config.Backend{{Name: "unknown", Plugin: &config.Plugin{Launch: config.LaunchSpawn, Path: program}}},
 	}
 	got = nil
-	CheckPlugins(t.Context(), c, func(key, format string, args ...any) { got = append(got, key+": "+fmt.Sprintf(format, args...)) })
+	CheckPlugins(t.Context(), c, func(key, format string, args ...any) { got = append(got, key+": "+fmt.Sprintf(format, args...)) }, quiet)
 	if len(got) != 1 || !strings.HasPrefix(got[0], "backends[0].plugin: ") || !strings.Contains(got[0], "has no entry for this file") {
+		t.Errorf("%q", got)
+	}
+
+	// What a start only warns of is noted, and no mistake.
+	c = &config.Config{Filters: []config.Filter{{Name: "idle", Kind: config.FilterLabelRewrite, Config: `{"drop": ["x"]}`}}}
+	got = nil
+	CheckPlugins(t.Context(), c, func(key, format string, args ...any) { t.Errorf("%s: "+format, append([]any{key}, args...)...) },
+		func(text string) { got = append(got, text) })
+	if len(got) != 1 || !strings.HasPrefix(got[0], "filter idle: ") {
 		t.Errorf("%q", got)
 	}
 }

@@ -5,13 +5,20 @@ package serve
 
 import (
 	"context"
+	"fmt"
 	"iter"
+	"maps"
+	"slices"
 	"sync"
 
 	"github.com/prometheus/prometheus/model/labels"
 
 	"github.com/promweave/promweave/backends/tsdb"
+	"github.com/promweave/promweave/bins/promweave/internal/config"
+	"github.com/promweave/promweave/plugins/carrier"
+	"github.com/promweave/promweave/plugins/filtering"
 	"github.com/promweave/promweave/sdk/backend"
+	"github.com/promweave/promweave/sdk/filter"
 	"github.com/promweave/promweave/sdk/storepb"
 )
 
@@ -211,4 +218,53 @@ func openReadOnly(required bool, open func() (*tsdb.Backend, error)) (backend.Ba
 		}
 		return b, b.Close, nil
 	}}, nil
+}
+
+// absent is a filter of which nothing is known yet. As long as it is not there nobody
+// is let in where it would decide, and backends behind it are down: it may be what keeps
+// tenants apart.
+type absent struct {
+	cfg     config.Filter
+	why     error
+	release func()
+}
+
+var _ carrier.Filter = (*absent)(nil)
+
+// Plan implements carrier.Filter.
+func (*absent) Plan() filter.Plan { return filter.Plan{Hooks: []string{filter.HookRequest}} }
+
+func (a *absent) err() error {
+	return &backend.Error{Kind: backend.ErrUnavailable, Text: fmt.Sprintf("filter %s is not there yet: %v", a.cfg.Name, a.why), Err: carrier.ErrFault}
+}
+
+// Request implements carrier.Filter.
+func (a *absent) Request(context.Context, *filter.RequestCall) (*filter.RequestReply, error) {
+	return nil, a.err()
+}
+
+// Select implements carrier.Filter.
+func (a *absent) Select(context.Context, *filter.SelectCall) (*filter.SelectReply, error) {
+	return nil, a.err()
+}
+
+// Rewrite implements carrier.Filter.
+func (a *absent) Rewrite(context.Context, []byte, []byte) ([]byte, error) { return nil, a.err() }
+
+// Close implements carrier.Filter.
+func (*absent) Close() error { return nil }
+
+// missing are the filters that are waited for.
+func (f *filters) missing() []*absent { return slices.Collect(maps.Values(f.absent)) }
+
+// arrived says whether a filter that is waited for is there.
+func (f *filters) arrived(ctx context.Context, a *absent) bool {
+	ctx, cancel := context.WithTimeout(ctx, startPatience)
+	defer cancel()
+	x, err := f.registry.Filter(ctx, a.cfg.Name, specOf(a.cfg.Plugin), []byte(a.cfg.Config), filtering.Closed)
+	if err != nil {
+		return false
+	}
+	_ = x.Close()
+	return true
 }

@@ -31,7 +31,7 @@ import (
 	"github.com/promweave/promweave/plugins/gate"
 	"github.com/promweave/promweave/plugins/identity"
 	"github.com/promweave/promweave/plugins/registry"
-	"github.com/promweave/promweave/sdk/backend"
+	"github.com/promweave/promweave/plugins/trust"
 	"github.com/promweave/promweave/sdk/filter"
 )
 
@@ -108,6 +108,29 @@ func newFilters(cfg config.Plugins, log *slog.Logger, m *metrics) (*filters, err
 	return f, nil
 }
 
+var _ registry.Pinner = (*trust.Verifier)(nil)
+
+// verifierOf is nil if nothing beyond digests is asked of plug-ins' files.
+func verifierOf(c config.Plugins) (registry.Verifier, error) {
+	if len(c.RootKeys) == 0 && c.LockFile == "" {
+		return nil, nil
+	}
+	v := &trust.Verifier{LockFile: c.LockFile}
+	for i, k := range c.RootKeys {
+		key, err := trust.ParseKey(k)
+		if err != nil {
+			return nil, fmt.Errorf("plugins.root_keys[%d]: %w", i, err)
+		}
+		v.Roots = append(v.Roots, key)
+	}
+	if c.LockFile != "" {
+		if _, err := trust.ReadLock(c.LockFile); err != nil {
+			return nil, fmt.Errorf("plugins.lock_file: %w", err)
+		}
+	}
+	return v, nil
+}
+
 // specOf turns what is configured into what the registry opens.
 func specOf(p *config.Plugin) registry.Spec {
 	s := registry.Spec{
@@ -181,8 +204,12 @@ func (f *filters) open(ctx context.Context, cfg config.Config, first bool) (_ *o
 	if err != nil {
 		return nil, err
 	}
-	if err := o.check(); err != nil {
+	unused, err := o.check()
+	if err != nil {
 		return nil, err
+	}
+	for _, name := range unused {
+		f.log.Warn(namedNowhere, "filter", name)
 	}
 	// A verifier remembers passwords and the keys of an issuer that may be down by now: it
 	// stays, unless it has files that may have changed.
@@ -260,55 +287,6 @@ func (f *filters) find(ctx context.Context, fc config.Filter, first bool) (out f
 	return found{err: err}
 }
 
-// absent is a filter of which nothing is known yet. As long as it is not there nobody
-// is let in where it would decide, and backends behind it are down: it may be what keeps
-// tenants apart.
-type absent struct {
-	cfg     config.Filter
-	why     error
-	release func()
-}
-
-var _ carrier.Filter = (*absent)(nil)
-
-// Plan implements carrier.Filter.
-func (*absent) Plan() filter.Plan { return filter.Plan{Hooks: []string{filter.HookRequest}} }
-
-func (a *absent) err() error {
-	return &backend.Error{Kind: backend.ErrUnavailable, Text: fmt.Sprintf("filter %s is not there yet: %v", a.cfg.Name, a.why), Err: carrier.ErrFault}
-}
-
-// Request implements carrier.Filter.
-func (a *absent) Request(context.Context, *filter.RequestCall) (*filter.RequestReply, error) {
-	return nil, a.err()
-}
-
-// Select implements carrier.Filter.
-func (a *absent) Select(context.Context, *filter.SelectCall) (*filter.SelectReply, error) {
-	return nil, a.err()
-}
-
-// Rewrite implements carrier.Filter.
-func (a *absent) Rewrite(context.Context, []byte, []byte) ([]byte, error) { return nil, a.err() }
-
-// Close implements carrier.Filter.
-func (*absent) Close() error { return nil }
-
-// missing are the filters that are waited for.
-func (f *filters) missing() []*absent { return slices.Collect(maps.Values(f.absent)) }
-
-// arrived says whether a filter that is waited for is there.
-func (f *filters) arrived(ctx context.Context, a *absent) bool {
-	ctx, cancel := context.WithTimeout(ctx, startPatience)
-	defer cancel()
-	x, err := f.registry.Filter(ctx, a.cfg.Name, specOf(a.cfg.Plugin), []byte(a.cfg.Config), filtering.Closed)
-	if err != nil {
-		return false
-	}
-	_ = x.Close()
-	return true
-}
-
 // gateOf is nil if nobody is asked and nothing decides.
 func (o *opened) gateOf(links []gate.Link) *gate.Gate {
 	if len(links) == 0 && !o.who.Required() {
@@ -336,9 +314,12 @@ func (o *opened) between() {
 // restore undoes between.
 func (f *filters) restore() { f.doors.use(f.gate, f.who, f.auth.Operators) }
 
+// namedNowhere is said of filters that rewrite, and that nothing uses.
+const namedNowhere = "a filter is named nowhere and rewrites nothing: add it to query.filters or to the filters of a backend"
+
 // check refuses what the configuration alone could not tell: what a plug-in's filter
-// is for is known when it has said so.
-func (o *opened) check() error {
+// is for is known when it has said so. It returns the filters that are namedNowhere.
+func (o *opened) check() (unused []string, err error) {
 	used := map[string]bool{}
 	for _, b := range o.cfg.Backends {
 		for _, name := range b.Filters {
@@ -347,7 +328,7 @@ func (o *opened) check() error {
 				continue
 			}
 			if x := o.byName[name].v; x.Link.Role != filter.RoleRewrite || slices.Contains(x.Link.Filter.Plan().Hooks, filter.HookRequest) {
-				return fmt.Errorf("backend %s: filter %s decides about whole requests: name it in query.filters", b.Name, name)
+				return nil, fmt.Errorf("backend %s: filter %s decides about whole requests: name it in query.filters", b.Name, name)
 			}
 		}
 	}
@@ -361,7 +342,7 @@ func (o *opened) check() error {
 			continue
 		}
 		if !used[name] {
-			return fmt.Errorf("filter %s is for %s, is named nowhere and protects nothing: add it to query.filters, or remove it", name,
+			return nil, fmt.Errorf("filter %s is for %s, is named nowhere and protects nothing: add it to query.filters, or remove it", name,
 				map[filter.Role]string{filter.RoleAuth: "authorization", filter.RoleTenancy: "tenancy"}[x.Link.Role])
 		}
 		if x.Link.Role == filter.RoleTenancy {
@@ -374,14 +355,14 @@ func (o *opened) check() error {
 			continue
 		}
 		if !used[name] {
-			o.f.log.Warn("a filter is named nowhere and rewrites nothing: add it to query.filters or to the filters of a backend", "filter", name)
+			unused = append(unused, name)
 			continue
 		}
 		if err := filtering.CheckProtected(x.Link.Filter.Plan(), protected); err != nil {
-			return fmt.Errorf("filter %s: %w", name, err)
+			return nil, fmt.Errorf("filter %s: %w", name, err)
 		}
 	}
-	return nil
+	return unused, nil
 }
 
 // chain are the filters around one backend, the outermost first, or the one that is

@@ -246,7 +246,7 @@ func (s *stores) busy(bc config.Backend) error {
 	}
 	for _, st := range s.opened {
 		if t := st.cfg.TSDB; t != nil && !t.ReadOnly && filepath.Clean(t.Path) == filepath.Clean(bc.TSDB.Path) {
-			return fmt.Errorf("backend %s: %s is open for writing as %q: such a change needs a restart", bc.Name, t.Path, st.cfg.Name)
+			return fmt.Errorf("%s is open for writing as %q: such a change needs a restart", t.Path, st.cfg.Name)
 		}
 	}
 	return nil
