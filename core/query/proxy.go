@@ -100,7 +100,11 @@ func (p Proxy) Info(ctx context.Context) (backend.Info, error) {
 	anything = anything || len(members) == 0 // an empty querier may learn of backends at any time
 	for _, m := range members {
 		out.MinTime, out.MaxTime = min(out.MinTime, m.Info.MinTime), max(out.MaxTime, m.Info.MaxTime)
-		if len(m.Info.LabelSets) == 0 || !m.Known {
+		if !m.Known {
+			anything = true // its configuration may not be all there is to say
+			continue
+		}
+		if len(m.Info.LabelSets) == 0 {
 			anything = true
 		}
 		for _, ls := range m.Info.LabelSets {

@@ -510,6 +510,28 @@ func TestRead(t *testing.T) {
 	}
 }
 
+// TestProxyOfUnknown: as long as one behind it has said nothing, a proxy cannot say what
+// it has itself; what the configuration says of that one is not all there is to say.
+func TestProxyOfUnknown(t *testing.T) {
+	known := fakestore.Holding(labels.FromStrings("cluster", "eu1"))
+	down := &fakestore.Script{OnInfo: func(context.Context) (backend.Info, error) { return backend.Info{}, errors.New("refused") }}
+	e := spec("down", down)
+	e.External = labels.FromStrings("cluster", "us1")
+	s, _ := serve(t, query.Config{}, spec("known", known), e)
+	info, err := s.Proxy().Info(t.Context())
+	if err != nil || info.LabelSets != nil || info.MinTime != math.MinInt64 || info.MaxTime != math.MaxInt64 {
+		t.Errorf("%+v, %v", info, err)
+	}
+	for _, r := range info.Ranges {
+		if r.Labels.Get("cluster") != "eu1" {
+			t.Errorf("a range of %s", r.Labels)
+		}
+	}
+	if len(info.Ranges) == 0 {
+		t.Error("no range of the one that is known")
+	}
+}
+
 // TestProxy: all stores as one backend give what the stores give.
 func TestProxy(t *testing.T) {
 	s := twoReplicas(t)
