@@ -5,11 +5,11 @@ package registry
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
@@ -126,7 +126,7 @@ func leaves(e *jsonschema.ValidationError, out []string) []string {
 func place(path []string) string {
 	var b strings.Builder
 	for _, p := range path {
-		if json.Valid([]byte(p)) && p[0] >= '0' && p[0] <= '9' {
+		if _, err := strconv.ParseUint(p, 10, 32); err == nil {
 			fmt.Fprintf(&b, "[%s]", p)
 			continue
 		}

@@ -154,8 +154,9 @@ type Supervisor[P Process] struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	done   chan struct{}
-	// tried is closed after the first start.
-	tried chan struct{}
+	// tried is closed after the first start, by closeTried.
+	tried      chan struct{}
+	closeTried func()
 	// stopping are processes on their way out.
 	stopping sync.WaitGroup
 	replace  chan replacement[P]
@@ -194,7 +195,7 @@ func Open[P Process](ctx context.Context, limits Limits, hooks Hooks[P]) (*Super
 		s.set(carrier.Closed, time.Time{})
 		return nil, err
 	}
-	close(s.tried)
+	s.closeTried()
 	s.serving(p)
 	go s.run(p)
 	return s, nil
@@ -220,6 +221,7 @@ func create[P Process](limits Limits, hooks Hooks[P]) *Supervisor[P] {
 		replace: make(chan replacement[P]),
 	}
 	s.now.Faults, s.now.State, s.now.Since = map[string]int{}, carrier.Starting, time.Now()
+	s.closeTried = sync.OnceFunc(func() { close(s.tried) })
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
@@ -359,14 +361,7 @@ func (s *Supervisor[P]) run(p P) {
 	defer close(s.done)
 	defer s.set(carrier.Closed, time.Time{})
 	var zero P
-	tried := sync.OnceFunc(func() {
-		select {
-		case <-s.tried:
-		default:
-			close(s.tried)
-		}
-	})
-	defer tried()
+	defer s.closeTried()
 	for {
 		var fault *Fault
 		if p != zero {
@@ -381,7 +376,7 @@ func (s *Supervisor[P]) run(p P) {
 			s.set(carrier.Starting, time.Time{})
 			if p, fault = s.start(s.ctx); fault == nil {
 				s.serving(p)
-				tried()
+				s.closeTried()
 				continue
 			}
 			if s.ctx.Err() != nil {
@@ -399,7 +394,7 @@ func (s *Supervisor[P]) run(p P) {
 			p = zero
 		}
 		s.set(state, time.Now().Add(pause))
-		tried()
+		s.closeTried()
 		if pause <= 0 {
 			continue
 		}
