@@ -68,6 +68,21 @@ func plain(err error) error {
 	return err
 }
 
+// offered adds what can be had from some of the members: nobody should be asked for what
+// nobody has. What is not known of them yet they may have.
+func offered(c backend.Capabilities, members []membership.Status, anything bool) backend.Capabilities {
+	c.Exemplars, c.Metadata, c.Rules, c.Targets, c.Statistics = anything, anything, anything, anything, anything
+	for _, m := range members {
+		has := m.Info.Capabilities
+		c.Exemplars = c.Exemplars || !m.Known || has.Exemplars
+		c.Metadata = c.Metadata || !m.Known || has.Metadata
+		c.Rules = c.Rules || !m.Known || has.Rules
+		c.Targets = c.Targets || !m.Known || has.Targets
+		c.Statistics = c.Statistics || !m.Known || has.Statistics
+	}
+	return c
+}
+
 // Info sums up what the backends say of themselves, as far as the caller may see it.
 func (p Proxy) Info(ctx context.Context) (backend.Info, error) {
 	g, err := p.s.Admit(ctx, &access.Ask{Kind: "store_info"})
@@ -79,7 +94,6 @@ func (p Proxy) Info(ctx context.Context) (backend.Info, error) {
 		Capabilities: backend.Capabilities{
 			Sharding: true, WithoutReplicaLabels: true, SeriesLimit: true, Downsampled: true,
 			NativeHistograms: true, StaleMarkers: true, Completeness: true,
-			Exemplars: true, Metadata: true, Rules: true, Targets: true, Statistics: true,
 		},
 	}
 	var members []membership.Status
@@ -98,6 +112,7 @@ func (p Proxy) Info(ctx context.Context) (backend.Info, error) {
 		c.StaleMarkers = c.StaleMarkers && m.Info.Capabilities.StaleMarkers
 	}
 	anything = anything || len(members) == 0 // an empty querier may learn of backends at any time
+	out.Capabilities = offered(out.Capabilities, members, anything)
 	for _, m := range members {
 		out.MinTime, out.MaxTime = min(out.MinTime, m.Info.MinTime), max(out.MaxTime, m.Info.MaxTime)
 		if !m.Known {

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/promweave/promweave/bins/promweave/internal/config"
 	"github.com/promweave/promweave/plugins/filtering"
@@ -94,3 +96,61 @@ func CheckPlugins(ctx context.Context, c *config.Config, bad func(key, format st
 
 // computes says that loading what a spec names does nothing else.
 func computes(s registry.Spec) bool { return s.Launch == registry.Builtin || s.Launch == registry.WASM }
+
+// OpenBackend opens one backend of a configuration as queries see it, with its external
+// labels and behind its filters, and nothing else: for who wants to look at it alone.
+func OpenBackend(ctx context.Context, cfg config.Config, name string, log *slog.Logger) (b backend.Backend, end func(), err error) {
+	i := slices.IndexFunc(cfg.Backends, func(bc config.Backend) bool { return bc.Name == name })
+	if i < 0 {
+		var names []string
+		for _, bc := range cfg.Backends {
+			names = append(names, bc.Name)
+		}
+		return nil, nil, fmt.Errorf("there is no backend %q in the configuration; there are: %s", name, strings.Join(names, ", "))
+	}
+	cfg.Backends = cfg.Backends[i : i+1]
+	cfg.Filters = slices.DeleteFunc(slices.Clone(cfg.Filters), func(f config.Filter) bool { return !slices.Contains(cfg.Backends[0].Filters, f.Name) })
+	cfg.Query.Filters = nil
+	// A server that runs with the same configuration has its own.
+	if cfg.Plugins.Dir, err = os.MkdirTemp("", "pw-"); err != nil {
+		return nil, nil, err
+	}
+	m := newMetrics()
+	f, err := newFilters(cfg.Plugins, log, m)
+	if err != nil {
+		_ = os.RemoveAll(cfg.Plugins.Dir)
+		return nil, nil, err
+	}
+	done := func() {
+		f.close()
+		_ = os.RemoveAll(cfg.Plugins.Dir)
+	}
+	o, err := f.open(ctx, cfg, false)
+	if err != nil {
+		done()
+		return nil, nil, err
+	}
+	o.commit()
+	entries, commit, err := newStores(log, m, nil, f.registry).open(ctx, cfg, o)
+	if err != nil {
+		done()
+		return nil, nil, err
+	}
+	commit()
+	end = func() {
+		if err := entries[0].Close(); err != nil {
+			log.Warn("closing a backend", "backend", name, "err", err)
+		}
+		done()
+	}
+	b = entries[0].Backend
+	if g, ok := b.(backend.Group); ok {
+		members := g.Members()
+		if len(members) != 1 {
+			end()
+			return nil, nil, fmt.Errorf("backend %q stands for %d stores: certify each by its address, with --endpoint", name, len(members))
+		}
+		b = members[0].Backend
+	}
+	return b, end, nil
+}

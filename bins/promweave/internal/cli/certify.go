@@ -1,0 +1,525 @@
+// Copyright The Promweave Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+
+	"github.com/promweave/promweave/bins/promweave/internal/config"
+	"github.com/promweave/promweave/bins/promweave/internal/serve"
+	"github.com/promweave/promweave/bins/promweave/internal/workbench"
+	"github.com/promweave/promweave/conformance"
+	"github.com/promweave/promweave/conformance/corpus"
+	"github.com/promweave/promweave/conformance/corpus/export"
+	"github.com/promweave/promweave/conformance/report"
+	"github.com/promweave/promweave/conformance/wire"
+	"github.com/promweave/promweave/plugins/registry"
+	"github.com/promweave/promweave/plugins/trust"
+	"github.com/promweave/promweave/sdk/backend"
+	"github.com/promweave/promweave/sdk/storeapi"
+)
+
+// certifyFlags say what is certified, and how it is loaded.
+type certifyFlags struct {
+	endpoint, plugin, wasm, dial, backend string
+	configFile, settings                  string
+	manifest, remoteWrite, blocks         string
+	wait                                  time.Duration
+	external, claim, unclaim, notClaimed  []string
+	breaks, mends                         string
+	run                                   string
+	profiles                              []string
+	seed                                  uint64
+	requests                              int
+	reports                               []string
+	output                                string
+	verbose                               bool
+}
+
+func (a *app) certifyCmd() *cobra.Command {
+	var f certifyFlags
+	cmd := &cobra.Command{
+		Use:   "certify --endpoint HOST:PORT | --plugin FILE | --wasm FILE | --dial HOST:PORT | --backend NAME",
+		Short: "Test a backend against the contract, rule by rule",
+		Long: `Asks a backend that holds the conformance corpus thousands of questions, compares each
+answer with what the contract says, and reports which profiles it passes.
+
+The subject is a StoreAPI endpoint (Promweave's or Thanos'), a plug-in that is started
+(--plugin), a module (--wasm), a plug-in that runs as a service (--dial), or a backend of a
+configuration file (--backend, with --config). It has the corpus already, by the manifest that
+promweave certify corpus wrote, or it is loaded here with --remote-write or --blocks.
+
+Exit codes: 0 certified, 1 not certified, 2 wrong usage.`,
+		Example: `  promweave certify corpus --out corpus
+  promweave certify --endpoint 127.0.0.1:10901 --corpus corpus/manifest.json
+  promweave certify --plugin ./my-store --settings '{"file": "corpus/series.json"}' --report report.html
+  promweave certify --backend influx --config promweave.yaml --remote-write http://127.0.0.1:8086/api/v1/prom/write?db=x`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return group(cmd, args)
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.certify(cmd, &f) },
+	}
+	fl := cmd.Flags()
+	fl.StringVar(&f.endpoint, "endpoint", "", "address of a StoreAPI endpoint")
+	fl.StringVar(&f.plugin, "plugin", "", "program that is a backend plug-in")
+	fl.StringVar(&f.wasm, "wasm", "", "module that is a backend plug-in")
+	fl.StringVar(&f.dial, "dial", "", "address of a backend plug-in that runs as a service")
+	fl.StringVar(&f.backend, "backend", "", "name of a backend in the configuration file")
+	fl.StringVar(&f.configFile, "config", config.DefaultFile, "configuration file, for --backend")
+	fl.StringVar(&f.settings, "settings", "", "configuration of a plug-in: JSON, or @FILE")
+	fl.StringVar(&f.manifest, "corpus", "", "manifest of the corpus that the subject has; empty is the whole of the usual one")
+	fl.StringVar(&f.remoteWrite, "remote-write", "", "URL by which the subject is loaded with the corpus before")
+	fl.StringVar(&f.blocks, "blocks", "", "directory, or bucket, to which TSDB blocks of the corpus are written before")
+	fl.DurationVar(&f.wait, "wait", 30*time.Second, "how long the subject may take until what was loaded can be read")
+	fl.StringArrayVar(&f.external, "external", nil, `external labels that the subject adds, as 'cluster="eu1",replica="a"'; once for each set; empty is what it advertises`)
+	fl.StringSliceVar(&f.claim, "claim", nil, "capabilities to claim for a subject that has no words for them: "+strings.Join(conformance.Claims(), ", "))
+	fl.StringSliceVar(&f.unclaim, "unclaim", nil, "capabilities not to claim although the subject does")
+	fl.StringArrayVar(&f.notClaimed, "not-claimed", nil, "profile that the subject does not claim, and why: PROFILE=REASON")
+	fl.StringVar(&f.breaks, "break", "", "command that takes away what is behind the subject; with --mend the profile faults is tested")
+	fl.StringVar(&f.mends, "mend", "", "command that brings it back")
+	fl.StringVar(&f.run, "run", "", "regular expression: only the requirements whose ids match")
+	fl.StringSliceVar(&f.profiles, "profile", nil, "only these profiles: "+strings.Join(conformance.Profiles(), ", "))
+	fl.Uint64Var(&f.seed, "seed", 1, "where the generated requests begin")
+	fl.IntVar(&f.requests, "requests", 40, "generated requests in each requirement that has some")
+	fl.StringArrayVar(&f.reports, "report", nil, "file to write the report to; .json, .xml (JUnit), .html or .txt")
+	fl.BoolVarP(&f.verbose, "verbose", "v", false, "list what passed too")
+	outputFlag(cmd, &f.output, "text", "json", "yaml")
+	cmd.AddCommand(a.certifyCorpusCmd())
+	return cmd
+}
+
+// check says what is wrong with the flags.
+func (f *certifyFlags) check(cmd *cobra.Command) error {
+	n := 0
+	for _, s := range []string{f.endpoint, f.plugin, f.wasm, f.dial, f.backend} {
+		if s != "" {
+			n++
+		}
+	}
+	switch {
+	case n != 1:
+		return usage(cmd, "one of --endpoint, --plugin, --wasm, --dial and --backend says what is certified")
+	case f.remoteWrite != "" && f.blocks != "":
+		return usage(cmd, "--remote-write and --blocks are two ways to load the same data: take one")
+	case (f.breaks == "") != (f.mends == ""):
+		return usage(cmd, "--break and --mend belong together")
+	}
+	for _, p := range f.profiles {
+		if !slices.Contains(conformance.Profiles(), p) {
+			return usage(cmd, "--profile %s: there is no such profile: %s", p, strings.Join(conformance.Profiles(), ", "))
+		}
+	}
+	for _, file := range f.reports {
+		if !slices.Contains([]string{".json", ".xml", ".html", ".txt"}, filepath.Ext(file)) {
+			return usage(cmd, "--report %s: the name has to end in .json, .xml, .html or .txt", file)
+		}
+	}
+	return nil
+}
+
+func (a *app) certify(cmd *cobra.Command, f *certifyFlags) error {
+	if err := f.check(cmd); err != nil {
+		return err
+	}
+	o := conformance.Options{Seed: f.seed, Profiles: f.profiles, Generated: f.requests}
+	if f.run != "" {
+		re, err := regexp.Compile(f.run)
+		if err != nil {
+			return usage(cmd, "--run: %v", err)
+		}
+		o.Run = re.MatchString
+	}
+	s := &conformance.Subject{LoadedBy: "already there", NotClaimed: map[string]string{}}
+	for _, x := range f.notClaimed {
+		profile, why, ok := strings.Cut(x, "=")
+		if !ok || why == "" || !slices.Contains(conformance.Profiles(), profile) {
+			return usage(cmd, "--not-claimed %s: want PROFILE=REASON, and a profile that there is: %s", x, strings.Join(conformance.Profiles(), ", "))
+		}
+		s.NotClaimed[profile] = why
+	}
+	for _, x := range f.external {
+		ls, err := parseLabels(x)
+		if err != nil {
+			return usage(cmd, "--external %s: %v", x, err)
+		}
+		s.External = append(s.External, ls)
+	}
+	var caps backend.Capabilities
+	for _, name := range slices.Concat(f.claim, f.unclaim) {
+		if err := conformance.SetClaim(&caps, name, true); err != nil {
+			return usage(cmd, "%v", err)
+		}
+	}
+	s.Claim = func(c *backend.Capabilities) {
+		for _, name := range f.claim {
+			_ = conformance.SetClaim(c, name, true) // the names were checked
+		}
+		for _, name := range f.unclaim {
+			_ = conformance.SetClaim(c, name, false)
+		}
+	}
+	if f.breaks != "" {
+		s.Faults = []conformance.Fault{{Name: "after " + f.breaks, Break: shell(f.breaks), Mend: shell(f.mends)}}
+	}
+	if f.manifest != "" {
+		data, err := os.ReadFile(f.manifest)
+		if err != nil {
+			return failed(err)
+		}
+		m, err := corpus.ParseManifest(data)
+		if err == nil {
+			s.Corpus, err = m.Corpus()
+		}
+		if err != nil {
+			return failed(fmt.Errorf("%s: %w", f.manifest, err))
+		}
+	} else {
+		s.Corpus = usualCorpus()
+	}
+	end, err := a.openSubject(cmd.Context(), f, s)
+	if err != nil {
+		return failed(err)
+	}
+	defer end()
+	f.loader(s)
+	o.Progress = func(done, of int, r *report.Result) {
+		mark := map[report.Outcome]string{report.Passed: "ok", report.NotApplicable: "-"}[r.Outcome]
+		if mark == "" {
+			mark = strings.ToUpper(string(r.Outcome))
+		}
+		if f.verbose || mark != "ok" && mark != "-" || done == of || done%10 == 0 {
+			a.say("%3d/%d %s %s, %s", done, of, r.ID, mark, count(r.Requests, "request"))
+		}
+	}
+	rep, err := conformance.Certify(cmd.Context(), s, o)
+	if err != nil {
+		return failed(err)
+	}
+	for _, file := range f.reports {
+		if err := writeReport(file, rep); err != nil {
+			return failed(err)
+		}
+	}
+	if err := a.write(cmd, f.output, rep, func(w io.Writer) error { return rep.Text(w, f.verbose) }); err != nil {
+		return err
+	}
+	partial := o.Run != nil || len(f.profiles) > 0
+	bad := slices.ContainsFunc(rep.Results, func(r report.Result) bool {
+		return r.Level == report.Must && (r.Outcome == report.Failed || r.Outcome == report.Refused)
+	})
+	if !rep.Certified && (!partial || bad) {
+		return &exitError{code: exitFailed}
+	}
+	return nil
+}
+
+// usualCorpus is what a subject without a manifest has: what can be written as blocks.
+func usualCorpus() *corpus.Corpus {
+	c := corpus.New(corpus.Options{})
+	return c.Only(slices.DeleteFunc(c.Parts(), func(p corpus.Part) bool { return slices.Contains(notInBlocks, p) })...)
+}
+
+// notInBlocks are the parts that TSDB blocks do not hold.
+var notInBlocks = []corpus.Part{corpus.Downsampled, corpus.Exemplars, corpus.Metadata}
+
+// parseLabels reads {a="x", b="y"}, braces or not.
+func parseLabels(text string) (labels.Labels, error) {
+	b := labels.NewScratchBuilder(4)
+	for _, pair := range strings.Split(strings.Trim(text, "{} "), ",") {
+		name, v, ok := strings.Cut(pair, "=")
+		v = strings.Trim(strings.TrimSpace(v), `"`)
+		if name = strings.TrimSpace(name); !ok || name == "" || v == "" {
+			return labels.EmptyLabels(), errors.New(`want NAME="VALUE", and commas between`)
+		}
+		b.Add(name, v)
+	}
+	b.Sort()
+	return b.Labels(), nil
+}
+
+func shell(command string) func(context.Context) error {
+	return func(ctx context.Context) error {
+		out, err := exec.CommandContext(ctx, "sh", "-c", command).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%s: %w: %.300s", command, err, out)
+		}
+		return nil
+	}
+}
+
+// openSubject reaches what is certified.
+func (a *app) openSubject(ctx context.Context, f *certifyFlags, s *conformance.Subject) (end func(), err error) {
+	log := slog.New(slog.NewTextHandler(a.talk, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	switch {
+	case f.endpoint != "":
+		opts, err := storeapi.DialOptions(storeapi.DialConfig{})
+		if err != nil {
+			return nil, err
+		}
+		conn, err := grpc.NewClient(f.endpoint, opts...)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", f.endpoint, err)
+		}
+		s.Name, s.Launch, s.Origin, s.Backend, s.Wire = f.endpoint, "endpoint", f.endpoint, wire.New(conn), conn
+		return func() { _ = conn.Close() }, nil
+	case f.backend != "":
+		cfg, err := config.Load(f.configFile, nil, nil)
+		if err != nil {
+			return nil, err
+		}
+		s.Name, s.Launch, s.Origin = f.backend, "config", f.configFile
+		s.Backend, end, err = serve.OpenBackend(ctx, cfg, f.backend, log)
+		return end, err
+	}
+	spec, settings := registry.Spec{Launch: registry.Spawn, Path: f.plugin}, "{}"
+	switch {
+	case f.wasm != "":
+		spec.Launch, spec.Path = registry.WASM, f.wasm
+	case f.dial != "":
+		spec = registry.Spec{Launch: registry.Dial, Address: f.dial}
+		s.Origin = f.dial
+	}
+	if spec.Path != "" {
+		if spec.Path, err = filepath.Abs(spec.Path); err != nil {
+			return nil, err
+		}
+		if _, spec.SHA256, err = trust.ReadFile(spec.Path); err != nil {
+			return nil, err
+		}
+		s.Origin = spec.Path
+	}
+	if settings, err = f.settingsText(); err != nil {
+		return nil, err
+	}
+	dir, err := workbench.TempDir()
+	if err != nil {
+		return nil, err
+	}
+	r := registry.New(registry.Options{Dir: dir, Logger: log})
+	b, release, err := r.Backend(ctx, "subject", spec, []byte(settings), true)
+	if err != nil {
+		_ = r.Close()
+		_ = os.RemoveAll(dir)
+		return nil, err
+	}
+	s.Backend, s.Launch, s.SHA256, s.Name = b, spec.Launch, spec.SHA256, filepath.Base(s.Origin)
+	for _, st := range r.Statuses() {
+		s.Name = st.Description.Name
+	}
+	return func() {
+		if c, ok := b.(backend.Closer); ok {
+			_ = c.Close()
+		}
+		release()
+		_ = r.Close()
+		_ = os.RemoveAll(dir)
+	}, nil
+}
+
+func (f *certifyFlags) settingsText() (string, error) {
+	text := f.settings
+	if file, ok := strings.CutPrefix(text, "@"); ok {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			return "", err
+		}
+		text = string(data)
+	}
+	if text == "" {
+		return "{}", nil
+	}
+	if !json.Valid([]byte(text)) {
+		return "", fmt.Errorf("--settings: %.80s is not JSON", text)
+	}
+	return text, nil
+}
+
+// loader has the corpus brought to the subject.
+func (f *certifyFlags) loader(s *conformance.Subject) {
+	load := func(how string, do func(ctx context.Context, c *corpus.Corpus) error) {
+		s.LoadedBy = how
+		s.Load = func(ctx context.Context, c *corpus.Corpus) (map[corpus.Part]string, error) {
+			if err := do(ctx, c); err != nil {
+				return nil, err
+			}
+			return nil, f.visible(ctx, s.Backend)
+		}
+	}
+	switch {
+	case f.remoteWrite != "":
+		load("remote write", func(ctx context.Context, c *corpus.Corpus) error { return export.RemoteWrite(ctx, f.remoteWrite, nil, c) })
+	case f.blocks != "":
+		load("blocks", func(ctx context.Context, c *corpus.Corpus) error {
+			ext := labels.EmptyLabels()
+			if len(s.External) > 0 {
+				ext = s.External[0]
+			}
+			_, err := export.WriteBlocks(ctx, f.blocks, c, ext)
+			return err
+		})
+	}
+}
+
+// visible waits until the subject has something of what was loaded.
+func (f *certifyFlags) visible(ctx context.Context, b backend.Backend) error {
+	deadline := time.Now().Add(f.wait)
+	for {
+		found, err := anything(ctx, b)
+		switch {
+		case found:
+			return nil
+		case time.Now().After(deadline):
+			return fmt.Errorf("%v after loading nothing can be read: %w", f.wait, errors.Join(err, ctx.Err()))
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(300 * time.Millisecond):
+		}
+	}
+}
+
+func anything(ctx context.Context, b backend.Backend) (bool, error) {
+	c := corpus.DefaultStart
+	for batch, err := range b.Series(ctx, &backend.SeriesRequest{MinTime: c - 1<<32, MaxTime: c + 1<<32, SkipChunks: true, Matchers: []*labels.Matcher{labels.MustNewMatcher(labels.MatchEqual, "__name__", "cert_matrix")}}) {
+		if err != nil {
+			return false, err
+		}
+		if batch.Len() > 0 {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+func writeReport(file string, rep *report.Report) (err error) {
+	w, err := os.Create(file)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, w.Close()) }()
+	switch filepath.Ext(file) {
+	case ".json":
+		return rep.JSON(w)
+	case ".xml":
+		return rep.JUnit(w)
+	case ".html":
+		return rep.HTML(w)
+	}
+	return rep.Text(w, true)
+}
+
+func (a *app) certifyCorpusCmd() *cobra.Command {
+	var (
+		out       string
+		at        string
+		seed      uint64
+		generated int
+		external  string
+	)
+	cmd := &cobra.Command{
+		Use:   "corpus --out DIR",
+		Short: "Write the data that backends are certified with",
+		Long: `Writes the conformance corpus to DIR: TSDB blocks (blocks/), OpenMetrics text
+(openmetrics.txt), and manifest.json, by which promweave certify knows what was loaded.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if out == "" {
+				return usage(cmd, "--out says where to")
+			}
+			o := corpus.Options{Seed: seed, Generated: generated}
+			if at != "" {
+				t, err := time.Parse(time.RFC3339, at)
+				if err != nil {
+					return usage(cmd, "--at %s: want a time such as 2026-01-05T08:00:00Z", at)
+				}
+				o.Start = t.UnixMilli()
+			}
+			ext := labels.EmptyLabels()
+			if external != "" {
+				var err error
+				if ext, err = parseLabels(external); err != nil {
+					return usage(cmd, "--external %s: %v", external, err)
+				}
+			}
+			if entries, err := os.ReadDir(out); err == nil && len(entries) > 0 {
+				return failed(fmt.Errorf("%s is not empty, and is not written over: take another directory", out))
+			} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return failed(err)
+			}
+			c := corpus.New(o)
+			c = c.Only(slices.DeleteFunc(c.Parts(), func(p corpus.Part) bool { return slices.Contains(notInBlocks, p) })...)
+			if err := a.writeCorpus(cmd.Context(), out, c, ext); err != nil {
+				return failed(err)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&out, "out", "", "directory to write to; it is made")
+	cmd.Flags().StringVar(&at, "at", "", "time at which the data begin, for stores that take recent data only; it is rounded down to two hours")
+	cmd.Flags().Uint64Var(&seed, "data-seed", 0, "another corpus: where the generated series begin")
+	cmd.Flags().IntVar(&generated, "generated", 0, "number of generated series; 0 is 200")
+	cmd.Flags().StringVar(&external, "external", "", `external labels for the meta.json of blocks, as 'cluster="eu1",replica="a"'`)
+	return cmd
+}
+
+func (a *app) writeCorpus(ctx context.Context, out string, c *corpus.Corpus, ext labels.Labels) error {
+	blocks := filepath.Join(out, "blocks")
+	if err := os.MkdirAll(blocks, 0o755); err != nil {
+		return err
+	}
+	ids, err := export.WriteBlocks(ctx, blocks, c, ext)
+	if err != nil {
+		return err
+	}
+	text, err := os.Create(filepath.Join(out, "openmetrics.txt"))
+	if err != nil {
+		return err
+	}
+	left, err := export.WriteOpenMetrics(text, c)
+	if err = errors.Join(err, text.Close()); err != nil {
+		return err
+	}
+	manifest, err := json.MarshalIndent(c.Manifest(), "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(out, "manifest.json"), append(manifest, '\n'), 0o644); err != nil {
+		return err
+	}
+	for _, name := range []string{blocks, filepath.Join(out, "openmetrics.txt"), filepath.Join(out, "manifest.json")} {
+		if _, err := fmt.Fprintln(a.out, name); err != nil {
+			return err
+		}
+	}
+	a.say("%s in %s, from %s on.", count(len(c.Series), "series"), count(len(ids), "block"), time.UnixMilli(c.Start).UTC().Format(time.RFC3339))
+	for part, why := range left {
+		a.say("openmetrics.txt lacks %s: %s", part, why)
+	}
+	a.say(`To serve the blocks:
+  backends:
+    - {name: corpus, kind: tsdb, external_labels: {cluster: eu1, replica: a}, config: {path: %q, read_only: true}}
+Then: promweave certify --endpoint 127.0.0.1:10901 --corpus %s`, blocks, filepath.Join(out, "manifest.json"))
+	return nil
+}

@@ -1,0 +1,257 @@
+// Copyright The Promweave Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package export
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"math"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/golang/snappy"
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/model/textparse"
+	"github.com/prometheus/prometheus/prompb"
+	"github.com/prometheus/prometheus/storage"
+	"github.com/prometheus/prometheus/tsdb"
+	"github.com/prometheus/prometheus/tsdb/chunkenc"
+	"go.uber.org/goleak"
+
+	"github.com/promweave/promweave/conformance/corpus"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// bits are the samples of a series, to be compared exactly.
+type bits struct {
+	t int64
+	v uint64
+	h string
+}
+
+func want(c *corpus.Corpus) map[string][]bits {
+	out := map[string][]bits{}
+	for _, s := range c.Series {
+		for _, x := range s.Samples {
+			b := bits{t: x.T}
+			switch {
+			case x.H != nil:
+				b.h = x.H.ToFloat(nil).Compact(0).String()
+			case x.FH != nil:
+				b.h = x.FH.Copy().Compact(0).String()
+			default:
+				b.v = math.Float64bits(x.F)
+			}
+			out[s.Labels.String()] = append(out[s.Labels.String()], b)
+		}
+	}
+	return out
+}
+
+func compare(t *testing.T, got, want map[string][]bits) {
+	t.Helper()
+	for name, w := range want {
+		if !slices.Equal(got[name], w) {
+			t.Errorf("%.100s: %d samples, want %d, or others", name, len(got[name]), len(w))
+		}
+	}
+	if len(got) != len(want) {
+		t.Errorf("%d series, want %d", len(got), len(want))
+	}
+}
+
+func TestBlocks(t *testing.T) {
+	c, dir := corpus.New(corpus.Options{}), t.TempDir()
+	ids, err := WriteBlocks(t.Context(), dir, c, labels.FromStrings("cluster", "eu1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(ids) != 3 {
+		t.Errorf("%d blocks, want 3 of two hours", len(ids))
+	}
+	meta, err := os.ReadFile(filepath.Join(dir, ids[0], "meta.json"))
+	if err != nil || !bytes.Contains(meta, []byte(`"cluster": "eu1"`)) {
+		t.Errorf("meta.json lacks the external labels: %v\n%s", err, meta)
+	}
+	db, err := tsdb.OpenDBReadOnly(dir, "", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	blocks, err := db.Blocks()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string][]bits{}
+	for _, b := range blocks {
+		q, err := tsdb.NewBlockQuerier(b, math.MinInt64, math.MaxInt64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, list := range read(t, q.Select(t.Context(), true, nil, labels.MustNewMatcher(labels.MatchRegexp, "__name__", ".*"))) {
+			got[name] = append(got[name], list...)
+		}
+		if err := q.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	compare(t, got, want(c))
+}
+
+func read(t *testing.T, set storage.SeriesSet) map[string][]bits {
+	t.Helper()
+	got := map[string][]bits{}
+	for set.Next() {
+		name, it := set.At().Labels().String(), set.At().Iterator(nil)
+		for kind := it.Next(); kind != chunkenc.ValNone; kind = it.Next() {
+			b := bits{t: it.AtT()}
+			switch kind {
+			case chunkenc.ValFloat:
+				_, v := it.At()
+				b.v = math.Float64bits(v)
+			default:
+				_, h := it.AtFloatHistogram(nil)
+				b.h = h.Compact(0).String()
+			}
+			got[name] = append(got[name], b)
+		}
+		if it.Err() != nil {
+			t.Fatal(it.Err())
+		}
+	}
+	if set.Err() != nil {
+		t.Fatal(set.Err())
+	}
+	return got
+}
+
+func TestOpenMetrics(t *testing.T) {
+	c := corpus.New(corpus.Options{})
+	var out bytes.Buffer
+	left, err := WriteOpenMetrics(&out, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, part := range []corpus.Part{corpus.Names, corpus.Stale, corpus.Histograms} {
+		if left[part] == "" {
+			t.Errorf("%s is said to be there", part)
+		}
+	}
+	if len(left) != 3 {
+		t.Errorf("left out: %v", left)
+	}
+	var parts []corpus.Part
+	for _, p := range c.Parts() {
+		if _, no := left[p]; !no {
+			parts = append(parts, p)
+		}
+	}
+	got := map[string][]bits{}
+	p := textparse.NewOpenMetricsParser(out.Bytes(), labels.NewSymbolTable())
+	for {
+		e, err := p.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e != textparse.EntrySeries {
+			continue
+		}
+		_, ts, v := p.Series()
+		var ls labels.Labels
+		p.Labels(&ls)
+		got[ls.String()] = append(got[ls.String()], bits{t: *ts, v: math.Float64bits(v)})
+	}
+	compare(t, got, want(c.Only(parts...)))
+}
+
+func TestRemoteWrite(t *testing.T) {
+	c := corpus.New(corpus.Options{})
+	got, exemplars, last := map[string][]bits{}, 0, int64(math.MinInt64)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		packed, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		data, err := snappy.Decode(nil, packed)
+		if err != nil {
+			t.Error(err)
+		}
+		var m prompb.WriteRequest
+		if err := m.Unmarshal(data); err != nil {
+			t.Error(err)
+		}
+		first := int64(math.MaxInt64)
+		for _, ts := range m.Timeseries {
+			b := labels.NewScratchBuilder(len(ts.Labels))
+			for _, l := range ts.Labels {
+				b.Add(l.Name, l.Value)
+			}
+			name := b.Labels().String()
+			exemplars += len(ts.Exemplars)
+			i, k := 0, 0
+			for i < len(ts.Samples) || k < len(ts.Histograms) {
+				if k == len(ts.Histograms) || i < len(ts.Samples) && ts.Samples[i].Timestamp < ts.Histograms[k].Timestamp {
+					got[name] = append(got[name], bits{t: ts.Samples[i].Timestamp, v: math.Float64bits(ts.Samples[i].Value)})
+					first = min(first, ts.Samples[i].Timestamp)
+					i++
+					continue
+				}
+				got[name] = append(got[name], bits{t: ts.Histograms[k].Timestamp, h: ts.Histograms[k].ToFloatHistogram().Compact(0).String()})
+				first = min(first, ts.Histograms[k].Timestamp)
+				k++
+			}
+		}
+		if first < last {
+			t.Errorf("a request begins at %d, after one that began at %d", first, last)
+		}
+		last = first
+		if r.Header.Get("X-Scope-OrgID") != "acme" {
+			t.Error("the header is not there")
+		}
+	}))
+	defer srv.Close()
+	if err := RemoteWrite(t.Context(), srv.URL, http.Header{"X-Scope-Orgid": {"acme"}}, c); err != nil {
+		t.Fatal(err)
+	}
+	w := want(c)
+	for _, list := range w {
+		for i := range list {
+			if list[i].v == 1<<63 {
+				list[i].v = 0 // the codec of every known sender and receiver drops the sign
+			}
+		}
+	}
+	compare(t, got, w)
+	if exemplars != len(c.Exemplars) {
+		t.Errorf("%d exemplars, want %d", exemplars, len(c.Exemplars))
+	}
+}
+
+func TestRemoteWriteRefused(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "out of order sample", http.StatusBadRequest)
+	}))
+	defer srv.Close()
+	err := RemoteWrite(t.Context(), srv.URL, nil, corpus.New(corpus.Options{Generated: 1}))
+	if err == nil || !strings.Contains(err.Error(), "out of order sample") || !strings.Contains(err.Error(), "400") {
+		t.Errorf("want what the server said, got %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := RemoteWrite(ctx, srv.URL, nil, corpus.New(corpus.Options{Generated: 1})); !errors.Is(err, context.Canceled) {
+		t.Errorf("want the context's error, got %v", err)
+	}
+}
