@@ -171,6 +171,51 @@ func WriteOpenMetrics(out io.Writer, c *corpus.Corpus) (left map[corpus.Part]str
 	return left, w.Flush()
 }
 
+// WriteJSON writes a list of {"labels": {…}, "samples": [[ms, value], …]}, for whoever loads
+// a store with a few lines of their own, and returns which parts it lacks and why. Values
+// that JSON has no numbers for are the strings "NaN", "+Inf" and "-Inf".
+func WriteJSON(out io.Writer, c *corpus.Corpus) (left map[corpus.Part]string, err error) {
+	left = map[corpus.Part]string{}
+	for _, s := range c.Series {
+		for _, x := range s.Samples {
+			switch {
+			case x.H != nil || x.FH != nil:
+				left[s.Part] = "this form has no native histograms"
+			case value.IsStaleNaN(x.F):
+				left[s.Part] = "this form has no stale markers"
+			}
+		}
+	}
+	w := bufio.NewWriter(out)
+	sep := "[\n"
+	for _, s := range c.Series {
+		if _, no := left[s.Part]; no {
+			continue
+		}
+		set, err := json.Marshal(s.Labels.Map())
+		if err != nil {
+			return nil, err
+		}
+		fmt.Fprintf(w, "%s{\"labels\": %s, \"samples\": [", sep, set)
+		for i, x := range s.Samples {
+			if i > 0 {
+				_ = w.WriteByte(',')
+			}
+			v := number(x.F)
+			if math.IsNaN(x.F) || math.IsInf(x.F, 0) {
+				v = strconv.Quote(v)
+			}
+			fmt.Fprintf(w, "[%d,%s]", x.T, v)
+		}
+		_, _ = w.WriteString("]}")
+		sep = ",\n"
+	}
+	if _, err := w.WriteString("\n]\n"); err != nil {
+		return nil, err
+	}
+	return left, w.Flush()
+}
+
 func number(v float64) string {
 	switch {
 	case math.IsInf(v, 1):

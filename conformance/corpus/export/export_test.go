@@ -6,7 +6,9 @@ package export
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"math"
@@ -15,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -175,6 +178,40 @@ func TestOpenMetrics(t *testing.T) {
 		got[ls.String()] = append(got[ls.String()], bits{t: *ts, v: math.Float64bits(v)})
 	}
 	compare(t, got, want(c.Only(parts...)))
+}
+
+func TestJSON(t *testing.T) {
+	c := corpus.New(corpus.Options{})
+	var out bytes.Buffer
+	left, err := WriteJSON(&out, c)
+	if err != nil || len(left) != 2 {
+		t.Fatalf("left out: %v, %v", left, err)
+	}
+	var list []struct {
+		Labels  map[string]string
+		Samples [][2]any
+	}
+	dec := json.NewDecoder(&out)
+	dec.UseNumber()
+	if err := dec.Decode(&list); err != nil {
+		t.Fatal(err)
+	}
+	got := map[string][]bits{}
+	for _, s := range list {
+		name := labels.FromMap(s.Labels).String()
+		for _, x := range s.Samples {
+			ms, err := x[0].(json.Number).Int64()
+			if err != nil {
+				t.Fatal(err)
+			}
+			v, err := strconv.ParseFloat(fmt.Sprint(x[1]), 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got[name] = append(got[name], bits{t: ms, v: math.Float64bits(v)})
+		}
+	}
+	compare(t, got, want(c.Only(slices.DeleteFunc(c.Parts(), func(p corpus.Part) bool { return left[p] != "" })...)))
 }
 
 func TestRemoteWrite(t *testing.T) {

@@ -1,10 +1,12 @@
 // Copyright The Promweave Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Command backend-go is a whole store backend for Promweave: it answers from a JSON file,
-// which it reads anew for each call, so that what is in it counts at once.
+// Command backend-go is a whole store backend for Promweave: it answers from a JSON file.
+// What is in it counts at once.
 //
 //	[{"labels": {"__name__": "room_celsius", "room": "north"}, "samples": [[1767600000000, 18.5]]}]
+//
+// What JSON has no numbers for are the strings "NaN", "+Inf" and "-Inf".
 package main
 
 import (
@@ -16,7 +18,10 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/prometheus/prometheus/model/labels"
 
@@ -66,6 +71,52 @@ func (kind) Configure(c *filter.Config) (backend.Backend, error) {
 type jsonFile struct {
 	path     string
 	external labels.Labels // on every series
+
+	mu     sync.Mutex
+	stored []storedSeries
+	of     fileVersion // which stored was read from
+}
+
+type storedSeries struct {
+	Labels  map[string]string
+	Samples [][2]number // ms and value, in order of time
+}
+
+type fileVersion struct {
+	size int64
+	at   time.Time
+}
+
+// number is a float that may be written as a string.
+type number float64
+
+func (n *number) UnmarshalJSON(b []byte) error {
+	v, err := strconv.ParseFloat(strings.Trim(string(b), `"`), 64)
+	*n = number(v)
+	return err
+}
+
+// read returns what is in the file, which is parsed again when it has changed.
+func (f *jsonFile) read() ([]storedSeries, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	st, err := os.Stat(f.path)
+	switch {
+	case err != nil:
+		return nil, backend.Errorf(backend.ErrUnavailable, "file: %w", err)
+	case st.Size() > 64<<20:
+		return nil, backend.Errorf(backend.ErrLimit, "file: %s has more than 64 MiB: split it", f.path)
+	case f.of == fileVersion{st.Size(), st.ModTime()}:
+		return f.stored, nil
+	}
+	var stored []storedSeries
+	if data, err := os.ReadFile(f.path); err != nil {
+		return nil, backend.Errorf(backend.ErrUnavailable, "file: %w", err)
+	} else if err := json.Unmarshal(data, &stored); err != nil {
+		return nil, backend.Errorf(backend.ErrInternal, "file: %s: %w", f.path, err)
+	}
+	f.stored, f.of = stored, fileVersion{st.Size(), st.ModTime()}
+	return stored, nil
 }
 
 func (f *jsonFile) Info(ctx context.Context) (backend.Info, error) {
@@ -124,23 +175,15 @@ func (f *jsonFile) LabelValues(ctx context.Context, req *backend.LabelValuesRequ
 // each calls do with the series that match and their samples in the range; without one
 // a series does not count (rule S-7).
 func (f *jsonFile) each(ctx context.Context, minTime, maxTime int64, ms []*labels.Matcher, do func(labels.Labels, []shaping.Sample) error) error {
-	if st, err := os.Stat(f.path); err == nil && st.Size() > 64<<20 {
-		return backend.Errorf(backend.ErrLimit, "file: %s has more than 64 MiB: split it", f.path)
-	}
-	var stored []struct {
-		Labels  map[string]string
-		Samples [][2]float64 // ms and value, in order of time
-	}
-	if data, err := os.ReadFile(f.path); err != nil {
-		return backend.Errorf(backend.ErrUnavailable, "file: %w", err)
-	} else if err := json.Unmarshal(data, &stored); err != nil {
-		return backend.Errorf(backend.ErrInternal, "file: %s: %w", f.path, err)
+	stored, err := f.read()
+	if err != nil {
+		return err
 	}
 	for _, s := range stored {
 		ls, samples := labels.FromMap(s.Labels).WithoutEmpty(), []shaping.Sample(nil)
 		for _, x := range s.Samples {
 			if t := int64(x[0]); t >= minTime && t <= maxTime {
-				samples = append(samples, shaping.Sample{T: t, F: x[1]})
+				samples = append(samples, shaping.Sample{T: t, F: float64(x[1])})
 			}
 		}
 		if len(samples) == 0 || !shaping.Matches(ls, ms) {

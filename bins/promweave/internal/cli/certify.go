@@ -11,6 +11,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -70,7 +71,7 @@ promweave certify corpus wrote, or it is loaded here with --remote-write or --bl
 Exit codes: 0 certified, 1 not certified, 2 wrong usage.`,
 		Example: `  promweave certify corpus --out corpus
   promweave certify --endpoint 127.0.0.1:10901 --corpus corpus/manifest.json
-  promweave certify --plugin ./my-store --settings '{"file": "corpus/series.json"}' --report report.html
+  promweave certify --plugin ./my-store --settings '{"file": "corpus/series.json"}' --corpus corpus/series.manifest.json --report report.html
   promweave certify --backend influx --config promweave.yaml --remote-write http://127.0.0.1:8086/api/v1/prom/write?db=x`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
@@ -368,7 +369,9 @@ func (f *certifyFlags) loader(s *conformance.Subject) {
 	}
 	switch {
 	case f.remoteWrite != "":
-		load("remote write", func(ctx context.Context, c *corpus.Corpus) error { return export.RemoteWrite(ctx, f.remoteWrite, nil, c) })
+		load("remote write", func(ctx context.Context, c *corpus.Corpus) error {
+			return export.RemoteWrite(ctx, f.remoteWrite, nil, c)
+		})
 	case f.blocks != "":
 		load("blocks", func(ctx context.Context, c *corpus.Corpus) error {
 			ext := labels.EmptyLabels()
@@ -442,7 +445,8 @@ func (a *app) certifyCorpusCmd() *cobra.Command {
 		Use:   "corpus --out DIR",
 		Short: "Write the data that backends are certified with",
 		Long: `Writes the conformance corpus to DIR: TSDB blocks (blocks/), OpenMetrics text
-(openmetrics.txt), and manifest.json, by which promweave certify knows what was loaded.`,
+(openmetrics.txt), a list in JSON (series.json), and for each a manifest, by which promweave
+certify --corpus knows what was loaded: manifest.json is that of the blocks.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if out == "" {
@@ -493,33 +497,50 @@ func (a *app) writeCorpus(ctx context.Context, out string, c *corpus.Corpus, ext
 	if err != nil {
 		return err
 	}
-	text, err := os.Create(filepath.Join(out, "openmetrics.txt"))
-	if err != nil {
+	if err := writeManifest(filepath.Join(out, "manifest.json"), c); err != nil {
 		return err
 	}
-	left, err := export.WriteOpenMetrics(text, c)
-	if err = errors.Join(err, text.Close()); err != nil {
-		return err
+	names := []string{blocks, filepath.Join(out, "manifest.json")}
+	a.say("%s in %s, from %s on.", count(len(c.Series), "series"), count(len(ids), "block"), time.UnixMilli(c.Start).UTC().Format(time.RFC3339))
+	for _, form := range []struct {
+		file  string
+		write func(io.Writer, *corpus.Corpus) (map[corpus.Part]string, error)
+	}{{"openmetrics.txt", export.WriteOpenMetrics}, {"series.json", export.WriteJSON}} {
+		file := filepath.Join(out, form.file)
+		w, err := os.Create(file)
+		if err != nil {
+			return err
+		}
+		left, err := form.write(w, c)
+		if err = errors.Join(err, w.Close()); err != nil {
+			return err
+		}
+		has := c.Only(slices.DeleteFunc(c.Parts(), func(p corpus.Part) bool { return left[p] != "" })...)
+		manifest := strings.TrimSuffix(file, filepath.Ext(file)) + ".manifest.json"
+		if err := writeManifest(manifest, has); err != nil {
+			return err
+		}
+		names = append(names, file, manifest)
+		for _, part := range slices.Sorted(maps.Keys(left)) {
+			a.say("%s lacks %s: %s", form.file, part, left[part])
+		}
 	}
-	manifest, err := json.MarshalIndent(c.Manifest(), "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(out, "manifest.json"), append(manifest, '\n'), 0o644); err != nil {
-		return err
-	}
-	for _, name := range []string{blocks, filepath.Join(out, "openmetrics.txt"), filepath.Join(out, "manifest.json")} {
+	for _, name := range names {
 		if _, err := fmt.Fprintln(a.out, name); err != nil {
 			return err
 		}
-	}
-	a.say("%s in %s, from %s on.", count(len(c.Series), "series"), count(len(ids), "block"), time.UnixMilli(c.Start).UTC().Format(time.RFC3339))
-	for part, why := range left {
-		a.say("openmetrics.txt lacks %s: %s", part, why)
 	}
 	a.say(`To serve the blocks:
   backends:
     - {name: corpus, kind: tsdb, external_labels: {cluster: eu1, replica: a}, config: {path: %q, read_only: true}}
 Then: promweave certify --endpoint 127.0.0.1:10901 --corpus %s`, blocks, filepath.Join(out, "manifest.json"))
 	return nil
+}
+
+func writeManifest(file string, c *corpus.Corpus) error {
+	data, err := json.MarshalIndent(c.Manifest(), "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, append(data, '\n'), 0o644)
 }
