@@ -351,7 +351,7 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case path == "/metrics":
 		fmt.Fprintf(w, "# TYPE prometheus_tsdb_lowest_timestamp gauge\nprometheus_tsdb_lowest_timestamp_seconds 1\nprometheus_tsdb_lowest_timestamp %s\n", f.lowest)
 	case path == "/api/v1/status/buildinfo":
-		reply(w, map[string]string{"version": "2.42.0"})
+		reply(w, map[string]string{"version": "3.5.0"})
 	case path == "/api/v1/status/config" && f.noConfig:
 		http.Error(w, "not for you", http.StatusForbidden)
 	case path == "/api/v1/status/config":

@@ -224,7 +224,7 @@ func (b *Backend) Info(ctx context.Context) (backend.Info, error) {
 		BoundedLabels: true, StaleMarkers: true,
 		// A server that reads on from elsewhere does not tell what is missing there.
 		Completeness:     st.bounded,
-		NativeHistograms: b.cfg.ReadMode != ReadSamples && !b.sampled.Load(),
+		NativeHistograms: b.cfg.ReadMode != ReadSamples && !b.sampled.Load() && !experimental(st.version),
 		Exemplars:        true, Metadata: true, Rules: true, Targets: true, Statistics: true,
 	}
 	return info, nil
@@ -426,7 +426,11 @@ func (b *Backend) lowest(ctx context.Context, outOfOrder time.Duration) int64 {
 	return math.MinInt64
 }
 
-// version is for display; its absence is no error.
+// experimental says that native histograms of a server with this version are: 2.42 cannot
+// read a gauge histogram back by remote read ("detected unexpected counter reset").
+func experimental(version string) bool { return strings.HasPrefix(version, "2.") }
+
+// version is for display and for that; its absence is no error.
 func (b *Backend) version(ctx context.Context) string {
 	var data struct {
 		Version string `json:"version"`

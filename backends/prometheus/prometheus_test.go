@@ -122,7 +122,7 @@ func TestInfo(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(info.LabelSets) != 1 || !labels.Equal(info.LabelSets[0], euR1) || info.Component != "sidecar" || info.Version != "2.42.0" {
+		if len(info.LabelSets) != 1 || !labels.Equal(info.LabelSets[0], euR1) || info.Component != "sidecar" || info.Version != "3.5.0" {
 			t.Errorf("info %+v", info)
 		}
 		// Below the lowest timestamp by what the head may still take.

@@ -7,6 +7,7 @@
 package reference
 
 import (
+	"cmp"
 	"context"
 	"iter"
 	"slices"
@@ -25,8 +26,10 @@ type Options struct {
 	External labels.Labels
 	// Capabilities that are claimed; what is not claimed is not done.
 	Capabilities backend.Capabilities
-	// BatchSize is the number of series in a batch unless the request says; 0 is 64.
+	// BatchSize is the most series in a batch unless the request says; 0 is 64.
 	BatchSize int
+	// ChunkSamples is the most samples in a chunk; 0, and more than rule S-8 has, is 120.
+	ChunkSamples int
 }
 
 // Backend is the reference.
@@ -38,9 +41,10 @@ type Backend struct {
 
 // stored is a series with its chunks, and its levels with theirs, the coarsest first.
 type stored struct {
-	labels labels.Labels
-	chunks []backend.Chunk
-	levels []level
+	labels  labels.Labels
+	samples []shaping.Sample // the corpus's own
+	chunks  []backend.Chunk
+	levels  []level
 }
 
 type level struct {
@@ -65,16 +69,15 @@ func AllCapabilities() backend.Capabilities {
 
 // New returns the reference over a corpus.
 func New(c *corpus.Corpus, o Options) *Backend {
-	if o.BatchSize == 0 {
+	if o.BatchSize <= 0 {
 		o.BatchSize = 64
+	}
+	if o.ChunkSamples <= 0 || o.ChunkSamples > shaping.MaxSamplesPerChunk {
+		o.ChunkSamples = shaping.MaxSamplesPerChunk
 	}
 	b := &Backend{o: o, c: c}
 	for _, s := range c.Series {
-		chunks, err := shaping.EncodeSamples(copies(s.Samples))
-		if err != nil {
-			panic(err) // the corpus is ours
-		}
-		st := stored{labels: s.Labels, chunks: chunks}
+		st := stored{labels: s.Labels, samples: s.Samples, chunks: b.encode(s.Samples)}
 		for _, l := range c.Levels {
 			if labels.Equal(l.Labels, s.Labels) {
 				st.levels = append(st.levels, level{l.Resolution, l.Windows})
@@ -84,6 +87,22 @@ func New(c *corpus.Corpus, o Options) *Backend {
 		b.series = append(b.series, st)
 	}
 	return b
+}
+
+// encode makes chunks of samples of the corpus.
+func (b *Backend) encode(in []shaping.Sample) (out []backend.Chunk) {
+	n := len(in)
+	if b.o.ChunkSamples < shaping.MaxSamplesPerChunk {
+		n = b.o.ChunkSamples
+	}
+	for part := range slices.Chunk(in, max(n, 1)) {
+		chunks, err := shaping.EncodeSamples(copies(part))
+		if err != nil {
+			panic(err) // the corpus is ours
+		}
+		out = append(out, chunks...)
+	}
+	return out
 }
 
 // copies keeps the encoder from changing histograms of the corpus.
@@ -122,30 +141,39 @@ func (b *Backend) Series(ctx context.Context, req *backend.SeriesRequest) iter.S
 	if !ok {
 		return backend.None()
 	}
+	size := b.o.BatchSize
+	if req.BatchSize > 0 {
+		size = req.BatchSize
+	}
+	// Room is made for a batch, and a peer may ask for one of any size.
+	size = min(size, max(len(b.series), 1))
 	r := *shaping.Reduce(b.o.Capabilities, req)
-	return shaping.Apply(&r, b.o.External, b.stored(ctx, &r, rest))
+	return b.batches(ctx, size, shaping.Apply(&r, b.o.External, b.stored(ctx, size, &r, rest)))
 }
 
 // maxBytes of a batch of several series.
 const maxBytes = 1 << 20
 
-func (b *Backend) stored(ctx context.Context, req *backend.SeriesRequest, ms []*labels.Matcher) iter.Seq2[*backend.Batch, error] {
-	size := b.o.BatchSize
-	if req.BatchSize > 0 {
-		size = req.BatchSize
-	}
+// fits says whether a batch may have another series.
+func fits(b *backend.Batch, size int, s backend.Series) bool {
+	return b.Len() == 0 || b.Len() < size && b.Bytes()+s.Size() <= maxBytes
+}
+
+// stored are the series that match, with their stored labels.
+func (b *Backend) stored(ctx context.Context, size int, req *backend.SeriesRequest, ms []*labels.Matcher) iter.Seq2[*backend.Batch, error] {
 	return func(yield func(*backend.Batch, error) bool) {
 		out := backend.NewBatch(size)
-		for _, s := range b.series {
+		for i := range b.series {
+			s := &b.series[i]
 			if !shaping.Matches(s.labels, ms) {
 				continue
 			}
-			chunks := b.chunks(&s, req)
+			chunks := b.chunks(s, req)
 			if len(chunks) == 0 {
 				continue
 			}
 			next := backend.Series{Labels: s.labels, Chunks: chunks}
-			if out.Len() >= size || out.Len() > 0 && out.Bytes()+next.Size() > maxBytes {
+			if !fits(out, size, next) {
 				if !yield(out, nil) {
 					return
 				}
@@ -163,26 +191,99 @@ func (b *Backend) stored(ctx context.Context, req *backend.SeriesRequest, ms []*
 	}
 }
 
-// chunks of a series in the range, whole, each with memory of its own.
+// batches cuts those that have grown by labels, or by series that were held back for
+// order, to size again.
+func (b *Backend) batches(ctx context.Context, size int, seq iter.Seq2[*backend.Batch, error]) iter.Seq2[*backend.Batch, error] {
+	return func(yield func(*backend.Batch, error) bool) {
+		for in, err := range seq {
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			if in.Len() <= 1 || in.Len() <= size && in.Bytes() <= maxBytes {
+				if !yield(in, nil) {
+					return
+				}
+				continue
+			}
+			out := backend.NewBatch(size)
+			for i := range in.Len() {
+				if s := in.At(i); fits(out, size, s) {
+					out.Append(s)
+					continue
+				}
+				if !yield(out, nil) {
+					return
+				}
+				if ctx.Err() != nil {
+					yield(nil, context.Cause(ctx))
+					return
+				}
+				out = backend.NewBatch(size)
+				out.Append(in.At(i))
+			}
+			for _, n := range in.Notices() {
+				out.Notify(n)
+			}
+			if !yield(out, nil) {
+				return
+			}
+		}
+	}
+}
+
+// chunks of a series in the range, whole, each with memory of its own. Raw ones hold
+// nothing that is in a window too.
 func (b *Backend) chunks(s *stored, req *backend.SeriesRequest) (out []backend.Chunk) {
-	var aggregated []backend.Chunk
 	covered := func(int64) bool { return false }
 	if b.o.Capabilities.Downsampled && req.MaxResolution > 0 {
-		aggregated, covered = s.aggregated(req)
+		out, covered = b.aggregated(s, req)
 	}
+	inRange := func(c backend.Chunk) bool { return c.MaxTime >= req.MinTime && c.MinTime <= req.MaxTime }
 	for _, c := range s.chunks {
-		if c.MaxTime < req.MinTime || c.MinTime > req.MaxTime || covered(c.MinTime) {
+		if !inRange(c) {
 			continue
 		}
-		c.Raw.Data = slices.Clone(c.Raw.Data)
-		out = append(out, c)
+		var rest []shaping.Sample
+		part := s.between(c.MinTime, c.MaxTime)
+		for _, x := range part {
+			if !covered(x.T) {
+				rest = append(rest, x)
+			}
+		}
+		if len(rest) == len(part) {
+			c.Raw.Data = slices.Clone(c.Raw.Data)
+			out = append(out, c)
+			continue
+		}
+		for _, c := range b.encode(rest) {
+			if inRange(c) {
+				out = append(out, c)
+			}
+		}
 	}
-	return append(aggregated, out...)
+	slices.SortStableFunc(out, func(a, b backend.Chunk) int {
+		return cmp.Or(cmp.Compare(a.MinTime, b.MinTime), cmp.Compare(a.MaxTime, b.MaxTime))
+	})
+	return out
+}
+
+// between are the samples in a range.
+func (s *stored) between(minTime, maxTime int64) []shaping.Sample {
+	at := func(t int64) (i int, exact bool) {
+		return slices.BinarySearchFunc(s.samples, t, func(x shaping.Sample, t int64) int { return cmp.Compare(x.T, t) })
+	}
+	from, _ := at(minTime)
+	to, exact := at(maxTime)
+	if exact {
+		to++
+	}
+	return s.samples[from:to]
 }
 
 // aggregated are the windows of the coarsest level that will do, with finer ones where it
 // has none (rule S-11).
-func (s *stored) aggregated(req *backend.SeriesRequest) (out []backend.Chunk, covered func(t int64) bool) {
+func (b *Backend) aggregated(s *stored, req *backend.SeriesRequest) (out []backend.Chunk, covered func(t int64) bool) {
 	type span struct{ from, to int64 }
 	var have []span
 	covered = func(t int64) bool {
@@ -204,8 +305,8 @@ func (s *stored) aggregated(req *backend.SeriesRequest) (out []backend.Chunk, co
 		}
 		have = append(have, new...)
 	}
-	slices.SortFunc(windows, func(a, b corpus.Window) int { return int(a.T - b.T) })
-	for part := range slices.Chunk(windows, shaping.MaxSamplesPerChunk) {
+	slices.SortFunc(windows, func(a, b corpus.Window) int { return cmp.Compare(a.T, b.T) })
+	for part := range slices.Chunk(windows, b.o.ChunkSamples) {
 		a := &backend.AggregateChunks{}
 		for _, kind := range req.Aggregates {
 			switch kind {
@@ -242,10 +343,19 @@ func encode(windows []corpus.Window, f func(corpus.Window) float64) backend.Enco
 func (b *Backend) each(minTime, maxTime int64, ms []*labels.Matcher, f func(labels.Labels)) {
 	for i := range b.series {
 		s := &b.series[i]
-		if shaping.Matches(s.labels, ms) && slices.ContainsFunc(s.chunks, func(c backend.Chunk) bool { return c.MaxTime >= minTime && c.MinTime <= maxTime }) {
+		if shaping.Matches(s.labels, ms) && b.holds(s, minTime, maxTime) {
 			f(s.labels)
 		}
 	}
+}
+
+// holds says whether a series has a chunk, or a window of any level, in the range: calls
+// for labels do not say which resolution will do.
+func (b *Backend) holds(s *stored, minTime, maxTime int64) bool {
+	return slices.ContainsFunc(s.chunks, func(c backend.Chunk) bool { return c.MaxTime >= minTime && c.MinTime <= maxTime }) ||
+		b.o.Capabilities.Downsampled && slices.ContainsFunc(s.levels, func(l level) bool {
+			return slices.ContainsFunc(l.windows, func(w corpus.Window) bool { return w.T >= minTime && w.T <= maxTime })
+		})
 }
 
 // LabelNames implements backend.Backend.
@@ -276,9 +386,12 @@ func (b *Backend) LabelValues(ctx context.Context, req *backend.LabelValuesReque
 }
 
 // Exemplars implements backend.ExemplarsBackend.
-func (b *Backend) Exemplars(_ context.Context, selectors [][]*labels.Matcher, minTime, maxTime int64) (out []*storepb.ExemplarData, _ []backend.Notice, _ error) {
+func (b *Backend) Exemplars(ctx context.Context, selectors [][]*labels.Matcher, minTime, maxTime int64) (out []*storepb.ExemplarData, _ []backend.Notice, _ error) {
 	if !b.o.Capabilities.Exemplars {
 		return nil, nil, backend.Errorf(backend.ErrUnsupported, "exemplars are not supported")
+	}
+	if ctx.Err() != nil {
+		return nil, nil, context.Cause(ctx)
 	}
 	for _, e := range b.c.Exemplars {
 		final := shaping.ExtendLabels(e.Series, b.o.External, nil)
@@ -297,9 +410,12 @@ func wire(ls labels.Labels) *storepb.LabelSet {
 }
 
 // MetricMetadata implements backend.MetadataBackend.
-func (b *Backend) MetricMetadata(_ context.Context, metric string, limit int) (map[string][]*storepb.Meta, []backend.Notice, error) {
+func (b *Backend) MetricMetadata(ctx context.Context, metric string, limit int) (map[string][]*storepb.Meta, []backend.Notice, error) {
 	if !b.o.Capabilities.Metadata {
 		return nil, nil, backend.Errorf(backend.ErrUnsupported, "metadata are not supported")
+	}
+	if ctx.Err() != nil {
+		return nil, nil, context.Cause(ctx)
 	}
 	out := map[string][]*storepb.Meta{}
 	for _, m := range b.c.Metadata {

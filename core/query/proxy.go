@@ -234,8 +234,20 @@ func (p Proxy) LabelValues(ctx context.Context, req *backend.LabelValuesRequest)
 		})
 }
 
+// has refuses what none of the backends has: an empty answer would look like one.
+func (p Proxy) has(what string, claims func(*backend.Capabilities) bool) error {
+	all := p.s.set.Status()
+	if c := offered(backend.Capabilities{}, all, len(all) == 0); !claims(&c) {
+		return backend.Errorf(backend.ErrUnsupported, "no backend has %s", what)
+	}
+	return nil
+}
+
 // Exemplars asks all backends that have some.
 func (p Proxy) Exemplars(ctx context.Context, selectors [][]*labels.Matcher, minTime, maxTime int64) ([]*storepb.ExemplarData, []backend.Notice, error) {
+	if err := p.has("exemplars", func(c *backend.Capabilities) bool { return c.Exemplars }); err != nil {
+		return nil, nil, err
+	}
 	answers, r, err := p.s.exemplars(ctx, "store_exemplars", "", selectors, minTime, maxTime, p.options(true))
 	if err != nil {
 		return nil, nil, plain(err)
@@ -250,6 +262,9 @@ func (p Proxy) Exemplars(ctx context.Context, selectors [][]*labels.Matcher, min
 
 // MetricMetadata asks all backends that have some.
 func (p Proxy) MetricMetadata(ctx context.Context, metric string, limit int) (map[string][]*storepb.Meta, []backend.Notice, error) {
+	if err := p.has("metadata", func(c *backend.Capabilities) bool { return c.Metadata }); err != nil {
+		return nil, nil, err
+	}
 	res, err := p.s.Metadata(ctx, metric, limit, p.options(true))
 	if err != nil {
 		return nil, nil, plain(err)
@@ -259,6 +274,9 @@ func (p Proxy) MetricMetadata(ctx context.Context, metric string, limit int) (ma
 
 // Rules asks all backends that have some.
 func (p Proxy) Rules(ctx context.Context, req *storepb.RulesRequest) ([]*storepb.RuleGroup, []backend.Notice, error) {
+	if err := p.has("rules", func(c *backend.Capabilities) bool { return c.Rules }); err != nil {
+		return nil, nil, err
+	}
 	res, err := p.s.Rules(ctx, req, p.options(req.PartialResponseStrategy != storepb.PartialResponseStrategy_ABORT))
 	if err != nil {
 		return nil, nil, plain(err)
@@ -268,6 +286,9 @@ func (p Proxy) Rules(ctx context.Context, req *storepb.RulesRequest) ([]*storepb
 
 // Targets asks all backends that have some.
 func (p Proxy) Targets(ctx context.Context, state storepb.TargetsRequest_State) (*storepb.TargetDiscovery, []backend.Notice, error) {
+	if err := p.has("targets", func(c *backend.Capabilities) bool { return c.Targets }); err != nil {
+		return nil, nil, err
+	}
 	res, err := p.s.Targets(ctx, state, p.options(true))
 	if err != nil {
 		return nil, nil, plain(err)
@@ -277,6 +298,9 @@ func (p Proxy) Targets(ctx context.Context, state storepb.TargetsRequest_State) 
 
 // Statistics adds up the heads of all backends that have one.
 func (p Proxy) Statistics(ctx context.Context, limit int) (*storepb.TSDBStatisticsEntry, []backend.Notice, error) {
+	if err := p.has("statistics", func(c *backend.Capabilities) bool { return c.Statistics }); err != nil {
+		return nil, nil, err
+	}
 	res, err := p.s.Statistics(ctx, limit, p.options(true))
 	if err != nil {
 		return nil, nil, plain(err)

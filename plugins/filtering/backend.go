@@ -165,7 +165,7 @@ func (w *wrapped) protect(d *descent, ls labels.Labels) error {
 	return nil
 }
 
-const everythingText = "filters left no matcher that the store understands: all of its series with a name were read"
+const everythingText = "filters left no matcher that the store understands: all of its series were read"
 
 // Series implements backend.Backend.
 func (w *wrapped) Series(ctx context.Context, req *backend.SeriesRequest) iter.Seq2[*backend.Batch, error] {

@@ -272,7 +272,7 @@ type descent struct {
 	withheld []*labels.Matcher
 	// exact: what the store selects is what comes out, no more.
 	exact bool
-	// everything: no matcher was left, and all series with a name were asked for.
+	// everything: no matcher was left, and all series were asked for.
 	everything bool
 	effects    []Effect
 }
@@ -334,8 +334,7 @@ func (c *stages) descend(ctx context.Context, call string, ms []*labels.Matcher,
 		d.send(t.m)
 	}
 	if len(d.sent) == 0 && len(ms) > 0 {
-		d.everything = true
-		d.sent = append(d.sent, labels.MustNewMatcher(labels.MatchNotEqual, metricName, ""))
+		d.everything = true // by rule S-6: no matcher would let all through, series without a metric name among them
 	}
 	return d, nil
 }

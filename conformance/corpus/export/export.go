@@ -125,12 +125,24 @@ func addExternal(file string, ext labels.Labels) error {
 	return os.WriteFile(file, append(data, '\n'), 0o644)
 }
 
+// beside are the parts that are no series, which forms that hold series alone lack.
+func beside(c *corpus.Corpus) map[corpus.Part]string {
+	left := map[corpus.Part]string{}
+	if len(c.Exemplars) > 0 {
+		left[corpus.Exemplars] = "this form has series alone"
+	}
+	if len(c.Metadata) > 0 {
+		left[corpus.Metadata] = "this form has series alone"
+	}
+	return left
+}
+
 var classic = regexp.MustCompile(`^[a-zA-Z_:][a-zA-Z0-9_:]*$`)
 
 // WriteOpenMetrics writes text for promtool tsdb create-blocks-from openmetrics, and
 // returns which parts it lacks and why: a part is there whole or not at all.
 func WriteOpenMetrics(out io.Writer, c *corpus.Corpus) (left map[corpus.Part]string, err error) {
-	left = map[corpus.Part]string{}
+	left = beside(c)
 	for _, s := range c.Series {
 		s.Labels.Range(func(l labels.Label) {
 			if l.Name != "__name__" && !classic.MatchString(l.Name) {
@@ -162,7 +174,7 @@ func WriteOpenMetrics(out io.Writer, c *corpus.Corpus) (left map[corpus.Part]str
 			}
 		})
 		for _, x := range s.Samples {
-			fmt.Fprintf(w, "%s{%s} %s %d.%03d\n", s.Labels.Get("__name__"), strings.Join(pairs, ","), number(x.F), x.T/1000, x.T%1000)
+			fmt.Fprintf(w, "%s{%s} %s %s\n", s.Labels.Get("__name__"), strings.Join(pairs, ","), number(x.F), strconv.FormatFloat(float64(x.T)/1000, 'f', 3, 64))
 		}
 	}
 	if _, err := w.WriteString("# EOF\n"); err != nil {
@@ -175,7 +187,7 @@ func WriteOpenMetrics(out io.Writer, c *corpus.Corpus) (left map[corpus.Part]str
 // a store with a few lines of their own, and returns which parts it lacks and why. Values
 // that JSON has no numbers for are the strings "NaN", "+Inf" and "-Inf".
 func WriteJSON(out io.Writer, c *corpus.Corpus) (left map[corpus.Part]string, err error) {
-	left = map[corpus.Part]string{}
+	left = beside(c)
 	for _, s := range c.Series {
 		for _, x := range s.Samples {
 			switch {

@@ -145,12 +145,12 @@ func TestOpenMetrics(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, part := range []corpus.Part{corpus.Names, corpus.Stale, corpus.Histograms} {
+	for _, part := range []corpus.Part{corpus.Names, corpus.Stale, corpus.Histograms, corpus.Exemplars, corpus.Metadata} {
 		if left[part] == "" {
 			t.Errorf("%s is said to be there", part)
 		}
 	}
-	if len(left) != 3 {
+	if len(left) != 5 {
 		t.Errorf("left out: %v", left)
 	}
 	var parts []corpus.Part
@@ -180,11 +180,24 @@ func TestOpenMetrics(t *testing.T) {
 	compare(t, got, want(c.Only(parts...)))
 }
 
+// TestOpenMetricsBefore1970: times have one sign.
+func TestOpenMetricsBefore1970(t *testing.T) {
+	var out bytes.Buffer
+	if _, err := WriteOpenMetrics(&out, corpus.New(corpus.Options{Start: -3 * blockRange}).Only(corpus.Times)); err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{`cert_time{kind="before_edge"} 1 -14400.001`, `cert_time{kind="after_edge"} 1 -14399.999`} {
+		if !bytes.Contains(out.Bytes(), []byte(line+"\n")) {
+			t.Errorf("there is no line %s", line)
+		}
+	}
+}
+
 func TestJSON(t *testing.T) {
 	c := corpus.New(corpus.Options{})
 	var out bytes.Buffer
 	left, err := WriteJSON(&out, c)
-	if err != nil || len(left) != 2 {
+	if err != nil || len(left) != 4 {
 		t.Fatalf("left out: %v, %v", left, err)
 	}
 	var list []struct {

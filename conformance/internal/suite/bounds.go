@@ -361,7 +361,11 @@ func faults() []Requirement {
 			})
 		}).breaking(),
 		must(Faults, "B-7.back", "When what is behind it is back, the subject answers as before, without being started anew.", func(p *probe) {
-			p.eachFault(func(p *probe, _ Fault) { p.get(p.ctx, p.all(eq(metricName, "cert_matrix"))) })
+			p.eachFault(func(p *probe, _ Fault) {
+				ctx, cancel := context.WithTimeout(p.ctx, awayTime)
+				defer cancel()
+				p.get(ctx, p.all(eq(metricName, "cert_matrix")))
+			})
 			deadline := time.Now().Add(patience)
 			for {
 				req := p.all(eq(metricName, "cert_matrix"))
@@ -397,11 +401,16 @@ func (p *probe) eachFault(f func(*probe, Fault)) {
 	}
 }
 
+// awayTime is what a call is given while what is behind the subject may be hanging.
+const awayTime = 3 * time.Second
+
 func whileAway(p *probe, f Fault) {
 	for _, m := range []*labels.Matcher{eq(metricName, "cert_matrix"), re(metricName, "cert_(env|matrix)")} {
 		req := p.all(m)
 		req.PartialAllowed = true
-		got := p.get(p.ctx, req)
+		ctx, cancel := context.WithTimeout(p.ctx, awayTime)
+		got := p.get(ctx, req)
+		cancel()
 		if bad := p.o.Judge(req, got); len(bad) == 0 || got.Err != nil {
 			continue // from memory, or honest
 		}
@@ -415,7 +424,7 @@ func whileAway(p *probe, f Fault) {
 	}
 	minTime, maxTime := p.o.Bounds()
 	p.requests++
-	ctx, cancel := context.WithTimeout(p.ctx, patience)
+	ctx, cancel := context.WithTimeout(p.ctx, awayTime)
 	defer cancel()
 	req := &backend.LabelValuesRequest{Name: "n", MinTime: minTime, MaxTime: maxTime, Matchers: ms(eq(metricName, "cert_matrix")), PartialAllowed: true}
 	got, err := p.s.Backend.LabelValues(ctx, req)

@@ -45,6 +45,7 @@ type certifyFlags struct {
 	manifest, remoteWrite, blocks         string
 	wait                                  time.Duration
 	external, claim, unclaim, notClaimed  []string
+	leaveOut                              []string
 	breaks, mends                         string
 	run                                   string
 	profiles                              []string
@@ -97,6 +98,7 @@ Exit codes: 0 certified, 1 not certified, 2 wrong usage.`,
 	fl.StringSliceVar(&f.claim, "claim", nil, "capabilities to claim for a subject that has no words for them: "+strings.Join(conformance.Claims(), ", "))
 	fl.StringSliceVar(&f.unclaim, "unclaim", nil, "capabilities not to claim although the subject does")
 	fl.StringArrayVar(&f.notClaimed, "not-claimed", nil, "profile that the subject does not claim, and why: PROFILE=REASON")
+	fl.StringArrayVar(&f.leaveOut, "leave-out", nil, "part of the corpus that the subject cannot be loaded with, and why: PART=REASON")
 	fl.StringVar(&f.breaks, "break", "", "command that takes away what is behind the subject; with --mend the profile faults is tested")
 	fl.StringVar(&f.mends, "mend", "", "command that brings it back")
 	fl.StringVar(&f.run, "run", "", "regular expression: only the requirements whose ids match")
@@ -196,14 +198,22 @@ func (a *app) certify(cmd *cobra.Command, f *certifyFlags) error {
 			return failed(fmt.Errorf("%s: %w", f.manifest, err))
 		}
 	} else {
-		s.Corpus = usualCorpus()
+		s.Corpus = usualCorpus(f.remoteWrite != "")
+	}
+	left := map[corpus.Part]string{}
+	for _, x := range f.leaveOut {
+		part, why, ok := strings.Cut(x, "=")
+		if !ok || why == "" || !slices.Contains(corpus.All(), corpus.Part(part)) {
+			return usage(cmd, "--leave-out %s: want PART=REASON, and a part that there is: %v", x, corpus.All())
+		}
+		left[corpus.Part(part)] = why
 	}
 	end, err := a.openSubject(cmd.Context(), f, s)
 	if err != nil {
 		return failed(err)
 	}
 	defer end()
-	f.loader(s)
+	f.loader(s, left)
 	o.Progress = func(done, of int, r *report.Result) {
 		mark := map[report.Outcome]string{report.Passed: "ok", report.NotApplicable: "-"}[r.Outcome]
 		if mark == "" {
@@ -235,10 +245,13 @@ func (a *app) certify(cmd *cobra.Command, f *certifyFlags) error {
 	return nil
 }
 
-// usualCorpus is what a subject without a manifest has: what can be written as blocks.
-func usualCorpus() *corpus.Corpus {
+// usualCorpus is what a subject without a manifest has: what can be written as blocks, and
+// exemplars where they can be sent.
+func usualCorpus(exemplars bool) *corpus.Corpus {
 	c := corpus.New(corpus.Options{})
-	return c.Only(slices.DeleteFunc(c.Parts(), func(p corpus.Part) bool { return slices.Contains(notInBlocks, p) })...)
+	return c.Only(slices.DeleteFunc(c.Parts(), func(p corpus.Part) bool {
+		return slices.Contains(notInBlocks, p) && !(exemplars && p == corpus.Exemplars)
+	})...)
 }
 
 // notInBlocks are the parts that TSDB blocks do not hold.
@@ -356,15 +369,17 @@ func (f *certifyFlags) settingsText() (string, error) {
 	return text, nil
 }
 
-// loader has the corpus brought to the subject.
-func (f *certifyFlags) loader(s *conformance.Subject) {
+// loader has the corpus brought to the subject, but for what is left out.
+func (f *certifyFlags) loader(s *conformance.Subject, left map[corpus.Part]string) {
+	s.Load = func(context.Context, *corpus.Corpus) (map[corpus.Part]string, error) { return left, nil }
 	load := func(how string, do func(ctx context.Context, c *corpus.Corpus) error) {
 		s.LoadedBy = how
 		s.Load = func(ctx context.Context, c *corpus.Corpus) (map[corpus.Part]string, error) {
-			if err := do(ctx, c); err != nil {
+			there := slices.DeleteFunc(c.Parts(), func(p corpus.Part) bool { return left[p] != "" })
+			if err := do(ctx, c.Only(there...)); err != nil {
 				return nil, err
 			}
-			return nil, f.visible(ctx, s.Backend)
+			return left, f.visible(ctx, s.Backend, c.Start)
 		}
 	}
 	switch {
@@ -385,10 +400,10 @@ func (f *certifyFlags) loader(s *conformance.Subject) {
 }
 
 // visible waits until the subject has something of what was loaded.
-func (f *certifyFlags) visible(ctx context.Context, b backend.Backend) error {
+func (f *certifyFlags) visible(ctx context.Context, b backend.Backend, start int64) error {
 	deadline := time.Now().Add(f.wait)
 	for {
-		found, err := anything(ctx, b)
+		found, err := anything(ctx, b, start)
 		switch {
 		case found:
 			return nil
@@ -403,9 +418,8 @@ func (f *certifyFlags) visible(ctx context.Context, b backend.Backend) error {
 	}
 }
 
-func anything(ctx context.Context, b backend.Backend) (bool, error) {
-	c := corpus.DefaultStart
-	for batch, err := range b.Series(ctx, &backend.SeriesRequest{MinTime: c - 1<<32, MaxTime: c + 1<<32, SkipChunks: true, Matchers: []*labels.Matcher{labels.MustNewMatcher(labels.MatchEqual, "__name__", "cert_matrix")}}) {
+func anything(ctx context.Context, b backend.Backend, start int64) (bool, error) {
+	for batch, err := range b.Series(ctx, &backend.SeriesRequest{MinTime: start - 1<<30, MaxTime: start + 1<<30, SkipChunks: true, Matchers: []*labels.Matcher{labels.MustNewMatcher(labels.MatchEqual, "__name__", "cert_matrix")}}) {
 		if err != nil {
 			return false, err
 		}
