@@ -515,7 +515,7 @@ func (a *app) writeCorpus(ctx context.Context, out string, c *corpus.Corpus, ext
 		return err
 	}
 	names := []string{blocks, filepath.Join(out, "manifest.json")}
-	a.say("%s in %s, from %s on.", count(len(c.Series), "series"), count(len(ids), "block"), time.UnixMilli(c.Start).UTC().Format(time.RFC3339))
+	a.say("%d series in %s, from %s on.", len(c.Series), count(len(ids), "block"), time.UnixMilli(c.Start).UTC().Format(time.RFC3339))
 	for _, form := range []struct {
 		file  string
 		write func(io.Writer, *corpus.Corpus) (map[corpus.Part]string, error)

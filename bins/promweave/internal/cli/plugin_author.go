@@ -129,7 +129,8 @@ func (a *app) pluginTestCmd() *cobra.Command {
 		Long: `Builds the plug-in in DIR (the working directory by default) by its plugin.yaml, loads
 it as a server would, with the permissions and the sample configuration that are
 there, and tries it: a filter with label sets and frames of every shape, a backend
-with all its calls. It is not the whole of what certification asks for.`,
+with all its calls. promweave certify asks a
+backend for more.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p, err := a.project(cmd, args, !noBuild)
@@ -149,7 +150,11 @@ with all its calls. It is not the whole of what certification asks for.`,
 			if bad > 0 {
 				return failed(fmt.Errorf("%d of %s failed", bad, count(len(checks), "check")))
 			}
-			a.say("%s %s: all well. This is no certificate.", p.Manifest.Name, p.Manifest.Version)
+			next := ""
+			if p.Manifest.Kind == "backend" {
+				next = ": promweave certify gives one"
+			}
+			a.say("%s %s: all well. This is no certificate%s.", p.Manifest.Name, p.Manifest.Version, next)
 			return nil
 		},
 	}
