@@ -153,8 +153,10 @@ func (c *Corpus) Digest() string {
 			switch {
 			case x.H != nil:
 				text(x.H.String())
+				number(int64(x.H.CounterResetHint))
 			case x.FH != nil:
 				text(x.FH.String())
+				number(int64(x.FH.CounterResetHint))
 			}
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 )
 
 // ManifestVersion is that of the data: another one is another corpus.
@@ -54,6 +55,11 @@ func (m Manifest) Corpus() (*Corpus, error) {
 		return nil, fmt.Errorf("the manifest is of version %d, and this program knows version %d: load the corpus that it writes", m.Version, ManifestVersion)
 	case m.Generated < 1 || m.Generated > maxGenerated:
 		return nil, fmt.Errorf("generated: %d is not between 1 and %d", m.Generated, maxGenerated)
+	}
+	for _, p := range m.Parts {
+		if !slices.Contains(All(), p) {
+			return nil, fmt.Errorf("parts: there is no part %q: %v", p, All())
+		}
 	}
 	c := New(Options{Start: m.Start, Seed: m.Seed, Generated: m.Generated}).Only(m.Parts...)
 	if d := c.Digest(); d != m.Digest {

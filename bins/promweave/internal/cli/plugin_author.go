@@ -129,8 +129,7 @@ func (a *app) pluginTestCmd() *cobra.Command {
 		Long: `Builds the plug-in in DIR (the working directory by default) by its plugin.yaml, loads
 it as a server would, with the permissions and the sample configuration that are
 there, and tries it: a filter with label sets and frames of every shape, a backend
-with all its calls. promweave certify asks a
-backend for more.`,
+with all its calls. promweave certify asks a backend for more.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p, err := a.project(cmd, args, !noBuild)
