@@ -234,7 +234,8 @@ func (p Proxy) LabelValues(ctx context.Context, req *backend.LabelValuesRequest)
 		})
 }
 
-// has refuses what none of the backends has: an empty answer would look like one.
+// has refuses what none of the backends has: an empty answer would look like one. It is
+// asked once the gate has let the caller in, who would otherwise learn something by it.
 func (p Proxy) has(what string, claims func(*backend.Capabilities) bool) error {
 	all := p.s.set.Status()
 	if c := offered(backend.Capabilities{}, all, len(all) == 0); !claims(&c) {
@@ -245,14 +246,14 @@ func (p Proxy) has(what string, claims func(*backend.Capabilities) bool) error {
 
 // Exemplars asks all backends that have some.
 func (p Proxy) Exemplars(ctx context.Context, selectors [][]*labels.Matcher, minTime, maxTime int64) ([]*storepb.ExemplarData, []backend.Notice, error) {
-	if err := p.has("exemplars", func(c *backend.Capabilities) bool { return c.Exemplars }); err != nil {
-		return nil, nil, err
-	}
 	answers, r, err := p.s.exemplars(ctx, "store_exemplars", "", selectors, minTime, maxTime, p.options(true))
 	if err != nil {
 		return nil, nil, plain(err)
 	}
 	defer r.end()
+	if err := p.has("exemplars", func(c *backend.Capabilities) bool { return c.Exemplars }); err != nil {
+		return nil, nil, err
+	}
 	var out []*storepb.ExemplarData
 	for _, a := range answers {
 		out = append(out, a.Value...)
@@ -262,48 +263,48 @@ func (p Proxy) Exemplars(ctx context.Context, selectors [][]*labels.Matcher, min
 
 // MetricMetadata asks all backends that have some.
 func (p Proxy) MetricMetadata(ctx context.Context, metric string, limit int) (map[string][]*storepb.Meta, []backend.Notice, error) {
-	if err := p.has("metadata", func(c *backend.Capabilities) bool { return c.Metadata }); err != nil {
-		return nil, nil, err
-	}
 	res, err := p.s.Metadata(ctx, metric, limit, p.options(true))
 	if err != nil {
 		return nil, nil, plain(err)
+	}
+	if err := p.has("metadata", func(c *backend.Capabilities) bool { return c.Metadata }); err != nil {
+		return nil, nil, err
 	}
 	return res.Metadata, notices(res.Report), nil
 }
 
 // Rules asks all backends that have some.
 func (p Proxy) Rules(ctx context.Context, req *storepb.RulesRequest) ([]*storepb.RuleGroup, []backend.Notice, error) {
-	if err := p.has("rules", func(c *backend.Capabilities) bool { return c.Rules }); err != nil {
-		return nil, nil, err
-	}
 	res, err := p.s.Rules(ctx, req, p.options(req.PartialResponseStrategy != storepb.PartialResponseStrategy_ABORT))
 	if err != nil {
 		return nil, nil, plain(err)
+	}
+	if err := p.has("rules", func(c *backend.Capabilities) bool { return c.Rules }); err != nil {
+		return nil, nil, err
 	}
 	return res.Groups, notices(res.Report), nil
 }
 
 // Targets asks all backends that have some.
 func (p Proxy) Targets(ctx context.Context, state storepb.TargetsRequest_State) (*storepb.TargetDiscovery, []backend.Notice, error) {
-	if err := p.has("targets", func(c *backend.Capabilities) bool { return c.Targets }); err != nil {
-		return nil, nil, err
-	}
 	res, err := p.s.Targets(ctx, state, p.options(true))
 	if err != nil {
 		return nil, nil, plain(err)
+	}
+	if err := p.has("targets", func(c *backend.Capabilities) bool { return c.Targets }); err != nil {
+		return nil, nil, err
 	}
 	return res.Targets, notices(res.Report), nil
 }
 
 // Statistics adds up the heads of all backends that have one.
 func (p Proxy) Statistics(ctx context.Context, limit int) (*storepb.TSDBStatisticsEntry, []backend.Notice, error) {
-	if err := p.has("statistics", func(c *backend.Capabilities) bool { return c.Statistics }); err != nil {
-		return nil, nil, err
-	}
 	res, err := p.s.Statistics(ctx, limit, p.options(true))
 	if err != nil {
 		return nil, nil, plain(err)
+	}
+	if err := p.has("statistics", func(c *backend.Capabilities) bool { return c.Statistics }); err != nil {
+		return nil, nil, err
 	}
 	return SumStatistics(res.Entries, limit), notices(res.Report), nil
 }

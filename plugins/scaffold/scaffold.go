@@ -59,7 +59,7 @@ type language struct {
 var languages = map[string]language{
 	"go": {
 		name: "Go", kinds: []string{"filter", "backend"}, source: "`main.go`", needs: "Go 1.26 or newer, and `promweave`.",
-		files: map[string]string{"main.go": "main.go", "go.mod": "common/go.mod"},
+		files: map[string]string{"main.go": "main.go", "store.go": "store.go", "go.mod": "common/go.mod"},
 	},
 	"c": {
 		name: "C", kinds: []string{"filter"}, source: "`filter.c`",
@@ -169,8 +169,8 @@ func (p *project) make() error {
 		return err
 	}
 	for to, from := range p.l.files {
-		if p.files[to] != nil {
-			continue // from the SDK itself
+		if p.files[to] != nil || to == "store.go" && p.o.Kind != "backend" {
+			continue // from the SDK itself, or not of this kind
 		}
 		if !strings.Contains(from, "/") {
 			from = p.o.Kind + "-" + p.o.Language + "/" + from
