@@ -27,7 +27,7 @@ import (
 func certificate(t *testing.T, bin, name string, profiles []string, args ...string) *report.Report {
 	t.Helper()
 	dir := t.TempDir()
-	if keep := os.Getenv("PROMWEAVE_REPORTS"); keep != "" {
+	if keep := os.Getenv("CONFORMANCE_REPORTS"); keep != "" {
 		dir = keep
 	}
 	file := filepath.Join(dir, name)
