@@ -222,7 +222,7 @@ func (h *Host) Use(ctx context.Context, c *Conn) error {
 		}
 		h.mu.Unlock()
 		for _, in := range todo {
-			_, err := in.configure(ctx, c)
+			_, _, err := in.configure(ctx, c)
 			if err != nil && (errors.Is(err, carrier.ErrFault) || ctx.Err() != nil || old != nil && in.worksOn(old)) {
 				h.forget(c)
 				return err

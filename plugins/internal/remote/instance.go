@@ -96,22 +96,32 @@ func (in *instance) worksOn(c *Conn) bool {
 	return in.ids[c] != 0 && !in.released
 }
 
-// bind returns the life in use, counted as called, and the id of the instance there.
+// bind returns the life in use, counted as called, and the id of the instance there. A
+// life may end between the two, with the id forgotten: then it is the next one.
 func (in *instance) bind(ctx context.Context, avoid *Conn) (*Conn, uint64, error) {
-	c, err := in.h.acquire(ctx, avoid)
-	if err != nil {
-		return nil, 0, err
-	}
-	id, err := in.configure(ctx, c)
-	if err != nil {
+	for attempt := 0; ; attempt++ {
+		c, err := in.h.acquire(ctx, avoid)
+		if err != nil {
+			return nil, 0, err
+		}
+		id, raw, err := in.configure(ctx, c)
+		if err == nil {
+			return c, id, nil
+		}
+		var again bool
+		if raw != nil {
+			again, avoid = in.again(ctx, c, raw)
+		}
 		c.end()
-		return nil, 0, err
+		if attempt > 0 || !again {
+			return nil, 0, err
+		}
 	}
-	return c, id, nil
 }
 
-// configure returns the id of the instance on c, and asks for one if there is none.
-func (in *instance) configure(ctx context.Context, c *Conn) (uint64, error) {
+// configure returns the id of the instance on c, and asks for one if there is none. raw
+// is the error of that call as it came, if it is what failed.
+func (in *instance) configure(ctx context.Context, c *Conn) (id uint64, raw, err error) {
 	known := func() (uint64, error) {
 		in.mu.Lock()
 		defer in.mu.Unlock()
@@ -121,40 +131,40 @@ func (in *instance) configure(ctx context.Context, c *Conn) (uint64, error) {
 		return in.ids[c], nil
 	}
 	if id, err := known(); id != 0 || err != nil {
-		return id, err
+		return id, nil, err
 	}
 	select {
 	case in.turn <- struct{}{}:
 		defer func() { <-in.turn }()
 	case <-ctx.Done():
-		return 0, fmt.Errorf("plug-in %s: configure: %w", in.h.cfg.Name, context.Cause(ctx))
+		return 0, nil, fmt.Errorf("plug-in %s: configure: %w", in.h.cfg.Name, context.Cause(ctx))
 	}
 	if id, err := known(); id != 0 || err != nil {
-		return id, err
+		return id, nil, err
 	}
 	limited, cancel := context.WithTimeout(ctx, in.h.cfg.ControlTime)
 	defer cancel()
 	m, err := c.plugin.Configure(limited, in.req, control()...)
 	if err != nil {
-		return 0, in.h.fail(ctx, limited, c, "configure "+in.req.GetName(), err)
+		return 0, err, in.h.fail(ctx, limited, c, "configure "+in.req.GetName(), err)
 	}
 	if m.GetInstance() == 0 {
-		return 0, in.h.lied(c, "configure "+in.req.GetName(), errors.New("the instance id is 0"))
+		return 0, nil, in.h.lied(c, "configure "+in.req.GetName(), errors.New("the instance id is 0"))
 	}
 	plan := &filter.Plan{}
 	if !in.isBackend {
 		if plan, err = convert.FromPlan(m.GetPlan()); err != nil {
-			return 0, in.h.lied(c, "configure "+in.req.GetName(), err)
+			return 0, nil, in.h.lied(c, "configure "+in.req.GetName(), err)
 		}
 	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if in.plan != nil && !reflect.DeepEqual(plan, in.plan) {
-		return 0, in.h.lied(c, "configure "+in.req.GetName(), errors.New("its plan is not the one that it had before it was started again; reload the configuration"))
+		return 0, nil, in.h.lied(c, "configure "+in.req.GetName(), errors.New("its plan is not the one that it had before it was started again; reload the configuration"))
 	}
 	in.plan = plan
 	in.ids[c] = m.GetInstance()
-	return m.GetInstance(), nil
+	return m.GetInstance(), nil, nil
 }
 
 // close releases the instance where it is configured.

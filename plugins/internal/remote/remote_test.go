@@ -229,6 +229,50 @@ func TestRetry(t *testing.T) {
 	}
 }
 
+// deaf takes a configuration and does not answer until it is stopped.
+type deaf struct {
+	*serve.Server
+	asked chan struct{}
+}
+
+func (d deaf) Register(r grpc.ServiceRegistrar) { pluginpb.RegisterPluginServer(r, d) }
+
+func (d deaf) Configure(ctx context.Context, _ *pluginpb.ConfigureRequest) (*pluginpb.ConfigureReply, error) {
+	d.asked <- struct{}{}
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// TestLostWhileConfiguring: a life that ends while an instance is configured for a call
+// is no reason for the call to fail.
+func TestLostWhileConfiguring(t *testing.T) {
+	d := deaf{served(t, serve.Config{Backend: teststore.New()}), make(chan struct{}, 1)}
+	first := start(t, d)
+	h, _ := host(t, remote.Config{RetryTime: 20 * time.Second}, first)
+	type made struct {
+		b   backend.Backend
+		err error
+	}
+	done := make(chan made, 1)
+	go func() {
+		b, err := h.Backend(t.Context(), &filter.Config{JSON: []byte(`{"series":10}`)})
+		done <- made{b, err}
+	}()
+	<-d.asked
+	first.stop()
+	h.Lost(first.conn, errors.New("it crashed"), time.Minute)
+	if err := h.Use(t.Context(), store(t).conn); err != nil {
+		t.Fatal(err)
+	}
+	m := <-done
+	if m.err != nil {
+		t.Fatal(m.err)
+	}
+	if k, err := count(t.Context(), m.b); k != 10 || err != nil {
+		t.Errorf("%d series, %v", k, err)
+	}
+}
+
 // TestForgotten: an id that the plug-in does not know is configured again.
 func TestForgotten(t *testing.T) {
 	s := served(t, serve.Config{Filter: faultfilter.New(func() {})})
