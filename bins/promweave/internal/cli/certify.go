@@ -30,6 +30,7 @@ import (
 	"github.com/promweave/promweave/conformance"
 	"github.com/promweave/promweave/conformance/corpus"
 	"github.com/promweave/promweave/conformance/corpus/export"
+	"github.com/promweave/promweave/conformance/filters"
 	"github.com/promweave/promweave/conformance/report"
 	"github.com/promweave/promweave/conformance/wire"
 	"github.com/promweave/promweave/plugins/registry"
@@ -49,6 +50,8 @@ type certifyFlags struct {
 	breaks, mends                         string
 	run                                   string
 	profiles                              []string
+	filter, idempotent                    bool
+	kind                                  string
 	seed                                  uint64
 	requests                              int
 	reports                               []string
@@ -73,6 +76,7 @@ Exit codes: 0 certified, 1 not certified, 2 wrong usage.`,
 		Example: `  promweave certify corpus --out corpus
   promweave certify --endpoint 127.0.0.1:10901 --corpus corpus/manifest.json
   promweave certify --plugin ./my-store --settings '{"file": "corpus/series.json"}' --corpus corpus/series.manifest.json --report report.html
+  promweave certify --filter --wasm tenancy.wasm --settings '{"label": "tenant"}'
   promweave certify --backend influx --config promweave.yaml --remote-write http://127.0.0.1:8086/api/v1/prom/write?db=x`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
@@ -88,6 +92,9 @@ Exit codes: 0 certified, 1 not certified, 2 wrong usage.`,
 	fl.StringVar(&f.wasm, "wasm", "", "module that is a backend plug-in")
 	fl.StringVar(&f.dial, "dial", "", "address of a backend plug-in that runs as a service")
 	fl.StringVar(&f.backend, "backend", "", "name of a backend in the configuration file")
+	fl.BoolVar(&f.filter, "filter", false, "what is certified is a filter: --plugin, --wasm, --dial, or --kind")
+	fl.StringVar(&f.kind, "kind", "", "kind of a filter that is built in: label_rewrite, tenancy, auth")
+	fl.BoolVar(&f.idempotent, "idempotent", false, "the filter promises that to be used twice is as once")
 	fl.StringVar(&f.configFile, "config", config.DefaultFile, "configuration file, for --backend")
 	fl.StringVar(&f.settings, "settings", "", "configuration of a plug-in: JSON, or @FILE")
 	fl.StringVar(&f.manifest, "corpus", "", "manifest of the corpus that the subject has; empty is the whole of the usual one")
@@ -115,12 +122,20 @@ Exit codes: 0 certified, 1 not certified, 2 wrong usage.`,
 // check says what is wrong with the flags.
 func (f *certifyFlags) check(cmd *cobra.Command) error {
 	n := 0
-	for _, s := range []string{f.endpoint, f.plugin, f.wasm, f.dial, f.backend} {
+	for _, s := range []string{f.endpoint, f.plugin, f.wasm, f.dial, f.backend, f.kind} {
 		if s != "" {
 			n++
 		}
 	}
+	known := conformance.Profiles()
+	if f.filter {
+		known = filters.Profiles()
+	}
 	switch {
+	case f.filter && (n != 1 || f.endpoint != "" || f.backend != ""):
+		return usage(cmd, "with --filter one of --plugin, --wasm, --dial and --kind says what is certified")
+	case !f.filter && (f.kind != "" || f.idempotent):
+		return usage(cmd, "--kind and --idempotent are about filters: they go with --filter")
 	case n != 1:
 		return usage(cmd, "one of --endpoint, --plugin, --wasm, --dial and --backend says what is certified")
 	case f.remoteWrite != "" && f.blocks != "":
@@ -129,8 +144,8 @@ func (f *certifyFlags) check(cmd *cobra.Command) error {
 		return usage(cmd, "--break and --mend belong together")
 	}
 	for _, p := range f.profiles {
-		if !slices.Contains(conformance.Profiles(), p) {
-			return usage(cmd, "--profile %s: there is no such profile: %s", p, strings.Join(conformance.Profiles(), ", "))
+		if !slices.Contains(known, p) {
+			return usage(cmd, "--profile %s: there is no such profile: %s", p, strings.Join(known, ", "))
 		}
 	}
 	for _, file := range f.reports {
@@ -152,6 +167,13 @@ func (a *app) certify(cmd *cobra.Command, f *certifyFlags) error {
 			return usage(cmd, "--run: %v", err)
 		}
 		o.Run = re.MatchString
+	}
+	if f.filter {
+		rep, err := a.certifyFilter(cmd.Context(), f, o.Run)
+		if err != nil {
+			return failed(err)
+		}
+		return a.certified(cmd, f, rep)
 	}
 	s := &conformance.Subject{LoadedBy: "already there", NotClaimed: map[string]string{}}
 	for _, x := range f.notClaimed {
@@ -214,19 +236,27 @@ func (a *app) certify(cmd *cobra.Command, f *certifyFlags) error {
 	}
 	defer end()
 	f.loader(s, left)
-	o.Progress = func(done, of int, r *report.Result) {
-		mark := map[report.Outcome]string{report.Passed: "ok", report.NotApplicable: "-"}[r.Outcome]
-		if mark == "" {
-			mark = strings.ToUpper(string(r.Outcome))
-		}
-		if f.verbose || mark != "ok" && mark != "-" || done == of || done%10 == 0 {
-			a.say("%3d/%d %s %s, %s", done, of, r.ID, mark, count(r.Requests, "request"))
-		}
-	}
+	o.Progress = func(done, of int, r *report.Result) { a.progress(f, done, of, r) }
 	rep, err := conformance.Certify(cmd.Context(), s, o)
 	if err != nil {
 		return failed(err)
 	}
+	return a.certified(cmd, f, rep)
+}
+
+// progress says how far a run is.
+func (a *app) progress(f *certifyFlags, done, of int, r *report.Result) {
+	mark := map[report.Outcome]string{report.Passed: "ok", report.NotApplicable: "-"}[r.Outcome]
+	if mark == "" {
+		mark = strings.ToUpper(string(r.Outcome))
+	}
+	if f.verbose || mark != "ok" && mark != "-" || done == of || done%10 == 0 {
+		a.say("%3d/%d %s %s, %s", done, of, r.ID, mark, count(r.Requests, "request"))
+	}
+}
+
+// certified writes a report out, and says by its error what came of it.
+func (a *app) certified(cmd *cobra.Command, f *certifyFlags, rep *report.Report) error {
 	for _, file := range f.reports {
 		if err := writeReport(file, rep); err != nil {
 			return failed(err)
@@ -235,7 +265,7 @@ func (a *app) certify(cmd *cobra.Command, f *certifyFlags) error {
 	if err := a.write(cmd, f.output, rep, func(w io.Writer) error { return rep.Text(w, f.verbose) }); err != nil {
 		return err
 	}
-	partial := o.Run != nil || len(f.profiles) > 0
+	partial := f.run != "" || len(f.profiles) > 0
 	bad := slices.ContainsFunc(rep.Results, func(r report.Result) bool {
 		return r.Level == report.Must && (r.Outcome == report.Failed || r.Outcome == report.Refused)
 	})

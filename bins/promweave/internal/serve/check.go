@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"github.com/promweave/promweave/plugins/filtering"
 	"github.com/promweave/promweave/plugins/registry"
 	"github.com/promweave/promweave/sdk/backend"
+	"github.com/promweave/promweave/sdk/filter"
 )
 
 // CheckPlugins tells bad what a start would refuse about filters and plug-ins, and note
@@ -154,3 +156,6 @@ func OpenBackend(ctx context.Context, cfg config.Config, name string, log *slog.
 	}
 	return b, end, nil
 }
+
+// BuiltinFilters are the filters that are part of the program, by kind.
+func BuiltinFilters() map[string]func() filter.Filter { return maps.Clone(builtinFilters) }
