@@ -4,35 +4,28 @@
 package labelrewrite
 
 import (
-	"encoding/binary"
-
 	"github.com/promweave/promweave/sdk/frame"
 )
 
-// evaluation does the steps on a frame. It is used again for the next one.
+// evaluation does the steps on a frame. It is used again for the next one, and keeps
+// nothing for each row but what is in the reply.
 type evaluation struct {
 	i   *instance
 	set labelSet
-	key []byte
-	// results by the references of the columns that matter: rows that are alike there
-	// are worked out once.
-	memo    map[string]*result
-	results []*result
-	columnsOf
-}
-
-// result is what becomes of a row's labels that matter.
-type result struct {
-	drop   bool
-	same   bool
-	labels []label
-}
-
-// columnsOf are the columns of a group: touched ones, whose values the steps may
-// look at or change, and the others, which stay.
-type columnsOf struct {
+	// memo has by a hash of the references of the columns that matter the first row that
+	// has these: rows that are alike there are worked out once. dropped are rows.
+	memo    map[uint64]int
+	dropped []bool
+	// names are the symbols of a frame's names, if it has many of them.
+	names map[string]uint32
+	// The columns of a group: touched ones, whose values the steps may look at or
+	// change, and the others, which stay.
 	touched []touched
 	others  []int
+	// written are the columns of the reply's group in the order in which they came up,
+	// and their places by name.
+	written []written
+	places  map[string]int
 }
 
 type touched struct {
@@ -40,29 +33,28 @@ type touched struct {
 	name string
 }
 
-func (e *evaluation) run(r *result, labels func(add func(name, value string, ref uint32))) {
-	e.set.protect = e.i.protect
-	e.set.labels = e.set.labels[:0]
-	n := 0
-	labels(func(name, value string, ref uint32) {
-		e.set.labels = append(e.set.labels, label{name, value, ref})
-		n++
-	})
+type written struct {
+	name string
+	refs []uint32
+}
+
+// run does the steps on labels. same says that those of e.set are what they were, drop
+// that the series is left out.
+func (e *evaluation) run(labels func(add func(name, value string, ref uint32))) (same, drop bool) {
+	e.set.reset(e.i.protect)
+	labels(func(name, value string, ref uint32) { e.set.labels = append(e.set.labels, label{name, value, ref}) })
+	n := len(e.set.labels)
 	for k := range e.i.steps {
 		if !e.i.steps[k].apply(&e.set) {
-			r.drop = true
-			return
+			return false, true
 		}
 	}
-	r.same = len(e.set.labels) == n
+	same = len(e.set.labels) == n
 	for k := range e.set.labels {
-		l := e.set.labels[k]
 		// What is new has no symbol yet; what moved has one, at another place.
-		r.same = r.same && l.ref != 0
-		if l.value != "" {
-			r.labels = append(r.labels, l)
-		}
+		same = same && e.set.labels[k].ref != 0
 	}
+	return same, false
 }
 
 // columns maps the values of single labels: each group has one column.
@@ -74,9 +66,8 @@ func (e *evaluation) columns(in *frame.Frame, out *frame.Reply) {
 		var refs []uint32
 		for row := range group.Rows() {
 			ref := col.Ref(row)
-			var r result
-			e.run(&r, func(add func(string, string, uint32)) { add(name, in.Symbol(ref), ref) })
-			if r.same {
+			same, drop := e.run(func(add func(string, string, uint32)) { add(name, in.Symbol(ref), ref) })
+			if same {
 				if refs != nil {
 					refs[row] = ref
 				}
@@ -90,8 +81,11 @@ func (e *evaluation) columns(in *frame.Frame, out *frame.Reply) {
 				}
 			}
 			refs[row] = 0
-			if len(r.labels) > 0 {
-				refs[row] = symbol(out, r.labels[0])
+			for _, l := range e.set.labels {
+				if l.value != "" && !drop {
+					refs[row] = symbol(out, l)
+					break
+				}
 			}
 		}
 	}
@@ -105,9 +99,26 @@ func symbol(out *frame.Reply, l label) uint32 {
 }
 
 func (e *evaluation) rows(in *frame.Frame, out *frame.Reply) {
+	clear(e.names)
 	for g := range in.Groups() {
 		e.group(in, out, g)
 	}
+}
+
+// nameSymbol is the symbol of a name in the frame, 0 if it has none.
+func (e *evaluation) nameSymbol(in *frame.Frame, name string) uint32 {
+	if in.Names() <= manyLabels {
+		return in.FindName(name)
+	}
+	if len(e.names) == 0 {
+		if e.names == nil {
+			e.names = make(map[string]uint32, in.Names())
+		}
+		for id := uint32(1); id <= uint32(in.Names()); id++ {
+			e.names[in.Symbol(id)] = id
+		}
+	}
+	return e.names[name]
 }
 
 func (e *evaluation) group(in *frame.Frame, out *frame.Reply, g int) {
@@ -122,81 +133,151 @@ func (e *evaluation) group(in *frame.Frame, out *frame.Reply, g int) {
 		}
 	}
 	if e.memo == nil {
-		e.memo = map[string]*result{}
+		e.memo, e.places = map[uint64]int{}, map[string]int{}
 	}
 	clear(e.memo)
-	e.results = e.results[:0]
-	changed := false
+	e.dropped = append(e.dropped[:0], make([]bool, group.Rows())...)
+	begun := false
 	for row := range group.Rows() {
-		e.key = e.key[:0]
-		for k := range e.touched {
-			e.key = binary.LittleEndian.AppendUint32(e.key, e.touched[k].Ref(row))
+		h := e.hash(row)
+		first, known := e.memo[h]
+		switch {
+		case known && e.alike(first, row):
+			if !begun {
+				continue // it stays, as that one does
+			}
+			if e.dropped[first] {
+				e.drop(out, row)
+				continue
+			}
+			for _, w := range e.written {
+				w.refs[row] = w.refs[first]
+			}
+			continue
+		case !known:
+			e.memo[h] = row
 		}
-		r := e.memo[string(e.key)]
-		if r == nil {
-			r = &result{}
-			e.run(r, func(add func(string, string, uint32)) {
-				for k := range e.touched {
-					if ref := e.touched[k].Ref(row); ref != 0 {
-						add(e.touched[k].name, in.Symbol(ref), ref)
-					}
+		same, drop := e.run(func(add func(string, string, uint32)) {
+			for k := range e.touched {
+				if ref := e.touched[k].Ref(row); ref != 0 {
+					add(e.touched[k].name, in.Symbol(ref), ref)
 				}
-			})
-			r.same = r.same && !r.drop && e.inPlace(r, row)
-			e.memo[string(e.key)] = r
+			}
+		})
+		if !begun {
+			if same && e.inPlace(row) {
+				continue
+			}
+			e.begin(in, out, g, row)
+			begun = true
 		}
-		changed = changed || !r.same
-		e.results = append(e.results, r)
-	}
-	if changed {
-		e.write(in, out, g)
+		if drop {
+			e.drop(out, row)
+			continue
+		}
+		e.write(in, out, row)
 	}
 }
 
+// hash is one of the references of a row's touched columns; rows with different ones may
+// have the same.
+func (e *evaluation) hash(row int) uint64 {
+	h := uint64(14695981039346656037) // FNV-1a, a reference at a time
+	for k := range e.touched {
+		h = (h ^ uint64(e.touched[k].Ref(row))) * 1099511628211
+	}
+	return h
+}
+
+func (e *evaluation) alike(a, b int) bool {
+	for k := range e.touched {
+		if e.touched[k].Ref(a) != e.touched[k].Ref(b) {
+			return false
+		}
+	}
+	return true
+}
+
+func (e *evaluation) drop(out *frame.Reply, row int) {
+	e.dropped[row] = true
+	out.Drop(row)
+}
+
 // inPlace says whether every label still has the value that it had.
-func (e *evaluation) inPlace(r *result, row int) bool {
+func (e *evaluation) inPlace(row int) bool {
 	k := 0
+	next := func() *label {
+		for k < len(e.set.labels) && e.set.labels[k].value == "" {
+			k++
+		}
+		if k == len(e.set.labels) {
+			return nil
+		}
+		k++
+		return &e.set.labels[k-1]
+	}
 	for t := range e.touched {
 		ref := e.touched[t].Ref(row)
 		if ref == 0 {
 			continue
 		}
-		if k >= len(r.labels) || r.labels[k].name != e.touched[t].name || r.labels[k].ref != ref {
+		if l := next(); l == nil || l.name != e.touched[t].name || l.ref != ref {
 			return false
 		}
-		k++
 	}
-	return k == len(r.labels)
+	return next() == nil
 }
 
-// write puts the results of a group into the reply.
-func (e *evaluation) write(in *frame.Frame, out *frame.Reply, g int) {
+// begin begins the reply to a group of which the first rows stay as they are.
+func (e *evaluation) begin(in *frame.Frame, out *frame.Reply, g, rows int) {
 	group := in.Group(g)
 	out.Group(g)
 	for _, c := range e.others {
 		out.Input(group.Column(c).Name, c)
 	}
-	columns := map[string][]uint32{}
-	for row, r := range e.results {
-		if r.drop {
-			out.Drop(row)
+	e.written = e.written[:0]
+	clear(e.places)
+	for k := range e.touched {
+		t := &e.touched[k]
+		var refs []uint32
+		for row := range rows {
+			ref := t.Ref(row)
+			if ref == 0 {
+				continue
+			}
+			if refs == nil {
+				refs = out.Refs(t.Name)
+				e.places[t.name] = len(e.written)
+				e.written = append(e.written, written{t.name, refs})
+			}
+			refs[row] = ref
+		}
+	}
+}
+
+// write puts the labels of a row into the reply.
+func (e *evaluation) write(in *frame.Frame, out *frame.Reply, row int) {
+	at := 0
+	for k := range e.set.labels {
+		l := &e.set.labels[k]
+		if l.value == "" {
 			continue
 		}
-		for k := range r.labels {
-			l := &r.labels[k]
-			refs := columns[l.name]
-			if refs == nil {
-				name := in.FindName(l.name)
+		// Mostly a row has the names of the one before it, in their order.
+		if at >= len(e.written) || e.written[at].name != l.name {
+			place, ok := e.places[l.name]
+			if !ok {
+				name := e.nameSymbol(in, l.name)
 				if name == 0 {
 					name = out.Intern(l.name)
 				}
-				refs = out.Refs(name)
-				columns[l.name] = refs
+				place = len(e.written)
+				e.places[l.name] = place
+				e.written = append(e.written, written{l.name, out.Refs(name)})
 			}
-			if l.ref == 0 {
-				l.ref = out.Intern(l.value) // once for all rows that are alike
-			}
-			refs[row] = l.ref
+			at = place
 		}
+		e.written[at].refs[row] = symbol(out, *l)
+		at++
 	}
 }

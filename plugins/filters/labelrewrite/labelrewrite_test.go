@@ -311,36 +311,59 @@ func TestDescription(t *testing.T) {
 	}
 }
 
+// BenchmarkRows rewrites by one label, by two and all names, and label sets with
+// thousands of labels.
 func BenchmarkRows(b *testing.B) {
-	conf := `{"rules": [{"relabel": {"source_labels": ["instance"], "regex": "(.*):\\d+", "target_label": "host"}}]}`
-	i, err := New().Configure(&filter.Config{JSON: []byte(conf)})
-	if err != nil {
-		b.Fatal(err)
-	}
-	var fb frame.Builder
-	fb.Reset()
-	for k := range 1000 {
-		fb.AddRow("__name__", "up", "instance", fmt.Sprintf("host-%03d:9100", k/10), "job", "node", "pod", fmt.Sprintf("p-%d", k))
-	}
-	raw, err := fb.Append(nil)
-	if err != nil {
-		b.Fatal(err)
-	}
-	var f frame.Frame
-	if err := f.Parse(raw); err != nil {
-		b.Fatal(err)
-	}
-	var (
-		reply frame.Reply
-		out   []byte
-	)
-	b.ReportAllocs()
-	for b.Loop() {
-		reply.Reset(&f)
-		if err := i.(filter.Rewriter).Rewrite(&f, &reply); err != nil {
-			b.Fatal(err)
+	all := `{"rules": [{"relabel": {"source_labels": ["job", "instance"], "separator": "/", "target_label": "where"}}, {"relabel": {"regex": "k8s_(.+)", "action": "labelmap"}}]}`
+	ordinary := func(fb *frame.Builder) {
+		for k := range 1000 {
+			fb.AddRow("__name__", "up", "instance", fmt.Sprintf("host-%03d:9100", k/10), "job", "node", "pod", fmt.Sprintf("p-%d", k))
 		}
-		out = reply.Append(out[:0])
 	}
-	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/1000, "ns/series")
+	for _, c := range []struct {
+		name, conf string
+		rows       func(*frame.Builder)
+	}{
+		{"one", `{"rules": [{"relabel": {"source_labels": ["instance"], "regex": "(.*):\\d+", "target_label": "host"}}]}`, ordinary},
+		{"names", all, ordinary},
+		{"wide", all, func(fb *frame.Builder) {
+			for k := range 4 {
+				for n := range 4000 {
+					fb.Label(fmt.Sprintf("label_%04d", n), fmt.Sprint(k))
+				}
+				fb.EndRow()
+			}
+		}},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			i, err := New().Configure(&filter.Config{JSON: []byte(c.conf)})
+			if err != nil {
+				b.Fatal(err)
+			}
+			var fb frame.Builder
+			fb.Reset()
+			c.rows(&fb)
+			raw, err := fb.Append(nil)
+			if err != nil {
+				b.Fatal(err)
+			}
+			var f frame.Frame
+			if err := f.Parse(raw); err != nil {
+				b.Fatal(err)
+			}
+			var (
+				reply frame.Reply
+				out   []byte
+			)
+			b.ReportAllocs()
+			for b.Loop() {
+				reply.Reset(&f)
+				if err := i.(filter.Rewriter).Rewrite(&f, &reply); err != nil {
+					b.Fatal(err)
+				}
+				out = reply.Append(out[:0])
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(f.Rows()), "ns/series")
+		})
+	}
 }

@@ -38,7 +38,46 @@ type labelSet struct {
 	labels []label
 	// protect are names that steps over all names leave alone.
 	protect map[string]bool
+	// index has the places of labels by name, if indexed: it is made where there are
+	// many, so that a step over all names is not quadratic in them.
+	index   map[string]int
+	indexed bool
+	// before is what eachName goes over.
+	before []label
+	// decided is what steps over all names have made of names.
+	decided map[*nameStep]map[string]string
 }
+
+// nameStep is what a step over all names decides about one: its new name, or in which way it
+// goes; "" is to leave it alone. It depends on the name alone, and there are few.
+type nameStep struct{ decide func(name string) string }
+
+// decidedNames is how many names of one step are remembered.
+const decidedNames = 8192
+
+func (s *labelSet) decide(n *nameStep, name string) string {
+	known := s.decided[n]
+	if to, ok := known[name]; ok {
+		return to
+	}
+	if known == nil {
+		known = map[string]string{}
+		if s.decided == nil {
+			s.decided = map[*nameStep]map[string]string{}
+		}
+		s.decided[n] = known
+	}
+	if len(known) >= decidedNames {
+		clear(known)
+	}
+	to := n.decide(name)
+	// A frame's memory is not there for longer than the frame.
+	known[strings.Clone(name)] = strings.Clone(to)
+	return to
+}
+
+// manyLabels is from how many on a map is faster than looking at each.
+const manyLabels = 64
 
 type label struct {
 	name, value string
@@ -46,7 +85,28 @@ type label struct {
 	ref uint32
 }
 
+// reset empties the set.
+func (s *labelSet) reset(protect map[string]bool) {
+	s.protect, s.labels, s.indexed = protect, s.labels[:0], false
+}
+
 func (s *labelSet) find(name string) int {
+	if len(s.labels) > manyLabels {
+		if !s.indexed {
+			if s.index == nil {
+				s.index = make(map[string]int, len(s.labels))
+			}
+			clear(s.index)
+			for i := range s.labels {
+				s.index[s.labels[i].name] = i
+			}
+			s.indexed = true
+		}
+		if i, ok := s.index[name]; ok {
+			return i
+		}
+		return -1
+	}
 	for i := range s.labels {
 		if s.labels[i].name == name {
 			return i
@@ -68,9 +128,13 @@ func (s *labelSet) set(name string, l label) {
 		s.labels[i] = l
 		return
 	}
-	if l.value != "" {
-		s.labels = append(s.labels, l)
+	if l.value == "" {
+		return
 	}
+	if s.indexed {
+		s.index[name] = len(s.labels)
+	}
+	s.labels = append(s.labels, l)
 }
 
 func (s *labelSet) setValue(name, value string) {
@@ -83,7 +147,8 @@ func (s *labelSet) setValue(name, value string) {
 // eachName calls f for the labels that are there, but the protected ones. f may
 // change the set.
 func (s *labelSet) eachName(f func(label)) {
-	for _, l := range slices.Clone(s.labels) {
+	s.before = append(s.before[:0], s.labels...)
+	for _, l := range s.before {
 		if l.value != "" && !s.protect[l.name] {
 			f(l)
 		}
@@ -277,8 +342,13 @@ func (r *relabelRule) step(key string, protect map[string]bool) (s step, err err
 		}
 		s.operation = r.exact(pattern, target, replacement)
 		s.fills = re.MatchString("") || len(r.SourceLabels) != 1
+		whole := pattern == everything && replacement == "$1" && !template
 		s.apply = func(l *labelSet) bool {
 			v := source(l)
+			if whole {
+				l.setValue(target, v)
+				return true
+			}
 			at := re.FindStringSubmatchIndex(v)
 			if at == nil {
 				return true
@@ -316,12 +386,19 @@ func (r *relabelRule) step(key string, protect map[string]bool) (s step, err err
 		}
 	case "labelmap":
 		s.writesAny = true
+		to := &nameStep{func(name string) string {
+			if !re.MatchString(name) {
+				return ""
+			}
+			if name = re.ReplaceAllString(name, replacement); !utf8.ValidString(name) || protect[name] {
+				return ""
+			}
+			return name
+		}}
 		s.apply = func(l *labelSet) bool {
 			l.eachName(func(x label) {
-				if re.MatchString(x.name) {
-					if name := re.ReplaceAllString(x.name, replacement); name != "" && utf8.ValidString(name) && !protect[name] {
-						l.set(name, x)
-					}
+				if name := l.decide(to, x.name); name != "" {
+					l.set(name, x)
 				}
 			})
 			return true
@@ -335,9 +412,15 @@ func (r *relabelRule) step(key string, protect map[string]bool) (s step, err err
 			}
 			return (&rule{Keep: names}).step(protect)
 		}
+		goes := &nameStep{func(name string) string {
+			if re.MatchString(name) == drop {
+				return "goes"
+			}
+			return ""
+		}}
 		s.apply = func(l *labelSet) bool {
 			l.eachName(func(x label) {
-				if re.MatchString(x.name) == drop {
+				if l.decide(goes, x.name) != "" {
 					l.set(x.name, label{})
 				}
 			})
