@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -230,6 +231,36 @@ func TestHangs(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestSlowFilter: a filter that takes long for a row is given fewer of them at once, one
+// that is quick gets more.
+func TestSlowFilter(t *testing.T) {
+	for perRow, most := range map[time.Duration]int{100 * time.Microsecond: 256, 20 * time.Microsecond: 500, time.Nanosecond: 1024} {
+		synctest.Test(t, func(t *testing.T) {
+			s := &store{}
+			for i := range 6000 {
+				s.series = append(s.series, backend.Series{Labels: labels.FromStrings("__name__", "m", "a", fmt.Sprintf("%04d", i))})
+			}
+			var frames []int
+			f := &fake{plan: filter.Plan{Tier: filter.TierRows, Writes: []string{"b"}}, rewrite: func(_ context.Context, b, _ []byte) ([]byte, error) {
+				var in frame.Frame
+				if err := in.Parse(b); err != nil {
+					return nil, err
+				}
+				frames = append(frames, in.Rows())
+				time.Sleep(perRow * time.Duration(in.Rows()))
+				return nil, nil
+			}}
+			got, err := pieces(t, filtering.Wrap(s, []filtering.Link{{Filter: f}}, filtering.Options{}), t.Context(), everyTime())
+			if len(got) != 6000 || err != nil {
+				t.Fatalf("%d series, %v", len(got), err)
+			}
+			if largest := slices.Max(frames[2:]); largest != most {
+				t.Errorf("%v a row: frames of %v rows, want %d at most", perRow, frames, most)
+			}
+		})
+	}
 }
 
 // TestGrowth: a reply of a few bytes must not make label sets of any size.

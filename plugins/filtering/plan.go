@@ -51,6 +51,7 @@ type link struct {
 	names    memo[*namesReply]          // tier names, by list of names
 	values   []memo[*valueReply]        // tier columns, per column of the plan, by value
 	reject   interface{ Reject(error) } // nil if the carrier does not care
+	pace     pace
 }
 
 // operation is a filter.Operation that was checked; one field is set.

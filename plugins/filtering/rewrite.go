@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/prometheus/model/labels"
@@ -20,9 +21,33 @@ import (
 // A frame that is given to a filter has at most so many rows, and bytes: enough for
 // the cost of a call not to matter, little enough for its time limit to be kept.
 const (
-	maxFrameRows  = 2048
-	maxFrameBytes = 4 << 20
+	maxFrameRows   = 2048
+	firstFrameRows = 512
+	minFrameRows   = 256
+	maxFrameBytes  = 4 << 20
+	// callGoal is how long a call should take: a fifth of what one of a module may (50 ms),
+	// for on a busy machine it takes several times as long, and what is late is a fault.
+	callGoal = 10 * time.Millisecond
 )
+
+// pace is how many rows one filter is given at once: as many as it does within callGoal.
+type pace struct{ next atomic.Int64 }
+
+func (p *pace) rows() int {
+	if n := p.next.Load(); n > 0 {
+		return int(n)
+	}
+	return firstFrameRows
+}
+
+// took learns from a call. A frame of few rows says nothing of many.
+func (p *pace) took(rows int, d time.Duration) {
+	if rows < minFrameRows {
+		return
+	}
+	can := int64(float64(rows) * float64(callGoal) / float64(max(d, time.Microsecond)))
+	p.next.Store(min(max(can, minFrameRows), 2*int64(rows), maxFrameRows))
+}
 
 // guard calls a filter. A carrier that panics is a fault like others.
 func (l *link) guard(ctx context.Context, e *Effect, call func() error) (err error) {
@@ -57,10 +82,12 @@ func (r *runner) exchange(l *link, e *Effect) error {
 		return r.broken("S-3", "its label sets make no frame for filter %q: %v", l.Name, err)
 	}
 	var reply []byte
+	begun := time.Now()
 	err = l.guard(r.ctx, e, func() (err error) {
 		reply, err = l.Filter.Rewrite(r.ctx, b, nil)
 		return err
 	})
+	l.pace.took(r.view.Rows(), time.Since(begun))
 	if err != nil {
 		return err
 	}
@@ -276,9 +303,10 @@ func (r *runner) askValues(l *link, s *linkState, e *Effect, asked [][]string) e
 			values []string
 		}
 		var parts []part
+		atOnce := l.pace.rows()
 		for j := range asked {
 			n := 0
-			for n < len(asked[j]) && (r.builder.Rows() == 0 || r.builder.Rows() < 2*maxFrameRows && r.builder.Size() < maxFrameBytes) {
+			for n < len(asked[j]) && (r.builder.Rows() == 0 || r.builder.Rows() < atOnce && r.builder.Size() < maxFrameBytes) {
 				r.builder.Label(l.plan.Columns[j], asked[j][n])
 				r.builder.EndRow()
 				n++
@@ -375,8 +403,8 @@ func (r *runner) rewriteRows(l *link, e *Effect) error {
 	out := make([]row, 0, len(all))
 	for len(all) > 0 {
 		r.builder.Reset()
-		n := 0
-		for n < len(all) && n < maxFrameRows && (n == 0 || r.builder.Size() < maxFrameBytes) {
+		n, atOnce := 0, l.pace.rows()
+		for n < len(all) && n < atOnce && (n == 0 || r.builder.Size() < maxFrameBytes) {
 			x := &all[n]
 			for i, name := range x.schema.names {
 				r.builder.Label(name, x.vals[i])

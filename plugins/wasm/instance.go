@@ -96,13 +96,17 @@ func (f *Fault) Error() string {
 	return s
 }
 
-// Unwrap makes it a fault to errors.Is, and what it is.
+// Unwrap makes it a fault to errors.Is, and what it is. Fuel is time as the module
+// spends it.
 func (f *Fault) Unwrap() []error {
-	if f.Kind == faultTimeout {
+	if f.late() {
 		return []error{carrier.ErrFault, carrier.ErrTimeout}
 	}
 	return []error{carrier.ErrFault}
 }
+
+// late says that the call did too much to be done in its time.
+func (f *Fault) late() bool { return f.Kind == faultTimeout || f.Kind == faultFuel }
 
 // stopped is the error of a call that was ended from outside, for no fault of the
 // module; its instance is of no more use all the same.

@@ -229,7 +229,7 @@ func (p *Plugin) finish(in *instance, v *version, c *configuration, probe bool, 
 	p.mu.Lock()
 	p.giveBack()
 	// Late with something that large anybody is.
-	excused := faulty && fault.Kind == faultTimeout && in != nil && in.call.ctx != nil && carrier.IsLarge(in.call.ctx)
+	excused := faulty && fault.late() && in != nil && in.call.ctx != nil && carrier.IsLarge(in.call.ctx)
 	if in != nil && in.call.ctx != nil {
 		p.count(&in.call)
 		in.call.ctx = nil // nor is the request kept
