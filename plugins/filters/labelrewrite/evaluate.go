@@ -4,6 +4,8 @@
 package labelrewrite
 
 import (
+	"slices"
+
 	"github.com/promweave/promweave/sdk/frame"
 )
 
@@ -16,16 +18,19 @@ type evaluation struct {
 	// has these: rows that are alike there are worked out once. dropped are rows.
 	memo    map[uint64]int
 	dropped []bool
-	// names are the symbols of a frame's names, if it has many of them.
-	names map[string]uint32
+	// names are the symbols of a frame's names, if it has many of them and many are
+	// looked for.
+	names    map[string]uint32
+	searches int
 	// The columns of a group: touched ones, whose values the steps may look at or
 	// change, and the others, which stay.
 	touched []touched
 	others  []int
 	// written are the columns of the reply's group in the order in which they came up,
-	// and their places by name.
-	written []written
-	places  map[string]int
+	// and their places by name, if there are many and many are looked for.
+	written       []written
+	places        map[string]int
+	placeSearches int
 }
 
 type touched struct {
@@ -100,6 +105,7 @@ func symbol(out *frame.Reply, l label) uint32 {
 
 func (e *evaluation) rows(in *frame.Frame, out *frame.Reply) {
 	clear(e.names)
+	e.searches = 0
 	for g := range in.Groups() {
 		e.group(in, out, g)
 	}
@@ -107,7 +113,7 @@ func (e *evaluation) rows(in *frame.Frame, out *frame.Reply) {
 
 // nameSymbol is the symbol of a name in the frame, 0 if it has none.
 func (e *evaluation) nameSymbol(in *frame.Frame, name string) uint32 {
-	if in.Names() <= manyLabels {
+	if e.searches++; in.Names() <= manyLabels || e.searches <= manySearches {
 		return in.FindName(name)
 	}
 	if len(e.names) == 0 {
@@ -235,7 +241,7 @@ func (e *evaluation) begin(in *frame.Frame, out *frame.Reply, g, rows int) {
 	for _, c := range e.others {
 		out.Input(group.Column(c).Name, c)
 	}
-	e.written = e.written[:0]
+	e.written, e.placeSearches = e.written[:0], 0
 	clear(e.places)
 	for k := range e.touched {
 		t := &e.touched[k]
@@ -247,7 +253,6 @@ func (e *evaluation) begin(in *frame.Frame, out *frame.Reply, g, rows int) {
 			}
 			if refs == nil {
 				refs = out.Refs(t.Name)
-				e.places[t.name] = len(e.written)
 				e.written = append(e.written, written{t.name, refs})
 			}
 			refs[row] = ref
@@ -265,19 +270,35 @@ func (e *evaluation) write(in *frame.Frame, out *frame.Reply, row int) {
 		}
 		// Mostly a row has the names of the one before it, in their order.
 		if at >= len(e.written) || e.written[at].name != l.name {
-			place, ok := e.places[l.name]
-			if !ok {
+			if at = e.place(l.name); at < 0 {
 				name := e.nameSymbol(in, l.name)
 				if name == 0 {
 					name = out.Intern(l.name)
 				}
-				place = len(e.written)
-				e.places[l.name] = place
+				at = len(e.written)
+				if len(e.places) > 0 {
+					e.places[l.name] = at
+				}
 				e.written = append(e.written, written{l.name, out.Refs(name)})
 			}
-			at = place
 		}
 		e.written[at].refs[row] = symbol(out, *l)
 		at++
 	}
+}
+
+// place is where a column of the reply is, -1 if it is not there yet.
+func (e *evaluation) place(name string) int {
+	if e.placeSearches++; len(e.written) <= manyLabels || e.placeSearches <= manySearches {
+		return slices.IndexFunc(e.written, func(w written) bool { return w.name == name })
+	}
+	if len(e.places) == 0 {
+		for i, w := range e.written {
+			e.places[w.name] = i
+		}
+	}
+	if i, ok := e.places[name]; ok {
+		return i
+	}
+	return -1
 }

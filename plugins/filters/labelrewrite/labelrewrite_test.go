@@ -173,12 +173,18 @@ var (
 	regex  = []string{"(.*)", "x", "x|y", "(.+)-(.+)", "(.*);(.*)", "", "[xy]", "z+|", "a_(.*)", "(a|b)_x", "a|c"}
 )
 
-func randomSets(r *rand.Rand) []labels.Labels {
+// randomSets has, besides, wide labels in some sets.
+func randomSets(r *rand.Rand, wide int) []labels.Labels {
 	out := make([]labels.Labels, 1+r.IntN(30))
 	for k := range out {
 		b := labels.NewBuilder(labels.EmptyLabels())
 		for _, n := range names {
 			b.Set(n, values[r.IntN(len(values))])
+		}
+		for w := range wide {
+			if k%3 < 2 {
+				b.Set(fmt.Sprintf("%s_%03d", []string{"a", "w"}[w%2], w), values[1+r.IntN(len(values)-1)])
+			}
 		}
 		out[k] = b.Labels()
 	}
@@ -251,7 +257,11 @@ func TestRelabelAsPrometheus(t *testing.T) {
 			t.Fatalf("seed %d: %s: %v", seed, conf, err)
 		}
 		tiers[i.Plan().Tier]++
-		in := randomSets(r)
+		wide := 0
+		if seed%16 == 0 {
+			wide = 200 // so many that there are maps
+		}
+		in := randomSets(r, wide)
 		got := host(t, i, in)
 		for k, ls := range in {
 			want := ""

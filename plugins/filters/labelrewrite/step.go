@@ -39,9 +39,10 @@ type labelSet struct {
 	// protect are names that steps over all names leave alone.
 	protect map[string]bool
 	// index has the places of labels by name, if indexed: it is made where there are
-	// many, so that a step over all names is not quadratic in them.
-	index   map[string]int
-	indexed bool
+	// many and they are looked for often, so that a step over all names is not quadratic.
+	index    map[string]int
+	indexed  bool
+	searches int
 	// before is what eachName goes over.
 	before []label
 	// decided is what steps over all names have made of names.
@@ -50,12 +51,28 @@ type labelSet struct {
 
 // nameStep is what a step over all names decides about one: its new name, or in which way it
 // goes; "" is to leave it alone. It depends on the name alone, and there are few.
-type nameStep struct{ decide func(name string) string }
+type nameStep struct {
+	decide func(name string) string
+	// otherwise is what is decided about names that do not begin with prefix.
+	prefix, otherwise string
+}
+
+func newNameStep(re *regexp.Regexp, decide func(name string, matches bool) string) *nameStep {
+	n := &nameStep{decide: func(name string) string { return decide(name, re.MatchString(name)) }}
+	n.prefix, _ = re.LiteralPrefix()
+	if n.prefix != "" {
+		n.otherwise = decide("", false)
+	}
+	return n
+}
 
 // decidedNames is how many names of one step are remembered.
 const decidedNames = 8192
 
 func (s *labelSet) decide(n *nameStep, name string) string {
+	if !strings.HasPrefix(name, n.prefix) {
+		return n.otherwise
+	}
 	known := s.decided[n]
 	if to, ok := known[name]; ok {
 		return to
@@ -76,8 +93,11 @@ func (s *labelSet) decide(n *nameStep, name string) string {
 	return to
 }
 
-// manyLabels is from how many on a map is faster than looking at each.
-const manyLabels = 64
+// From so many on, and so many searches, a map is faster than looking at each.
+const (
+	manyLabels   = 64
+	manySearches = 16
+)
 
 type label struct {
 	name, value string
@@ -87,21 +107,21 @@ type label struct {
 
 // reset empties the set.
 func (s *labelSet) reset(protect map[string]bool) {
-	s.protect, s.labels, s.indexed = protect, s.labels[:0], false
+	s.protect, s.labels, s.indexed, s.searches = protect, s.labels[:0], false, 0
 }
 
 func (s *labelSet) find(name string) int {
-	if len(s.labels) > manyLabels {
-		if !s.indexed {
-			if s.index == nil {
-				s.index = make(map[string]int, len(s.labels))
-			}
-			clear(s.index)
-			for i := range s.labels {
-				s.index[s.labels[i].name] = i
-			}
-			s.indexed = true
+	if s.searches++; len(s.labels) > manyLabels && s.searches > manySearches && !s.indexed {
+		if s.index == nil {
+			s.index = make(map[string]int, len(s.labels))
 		}
+		clear(s.index)
+		for i := range s.labels {
+			s.index[s.labels[i].name] = i
+		}
+		s.indexed = true
+	}
+	if s.indexed {
 		if i, ok := s.index[name]; ok {
 			return i
 		}
@@ -386,15 +406,15 @@ func (r *relabelRule) step(key string, protect map[string]bool) (s step, err err
 		}
 	case "labelmap":
 		s.writesAny = true
-		to := &nameStep{func(name string) string {
-			if !re.MatchString(name) {
+		to := newNameStep(re, func(name string, matches bool) string {
+			if !matches {
 				return ""
 			}
 			if name = re.ReplaceAllString(name, replacement); !utf8.ValidString(name) || protect[name] {
 				return ""
 			}
 			return name
-		}}
+		})
 		s.apply = func(l *labelSet) bool {
 			l.eachName(func(x label) {
 				if name := l.decide(to, x.name); name != "" {
@@ -412,12 +432,12 @@ func (r *relabelRule) step(key string, protect map[string]bool) (s step, err err
 			}
 			return (&rule{Keep: names}).step(protect)
 		}
-		goes := &nameStep{func(name string) string {
-			if re.MatchString(name) == drop {
+		goes := newNameStep(re, func(_ string, matches bool) string {
+			if matches == drop {
 				return "goes"
 			}
 			return ""
-		}}
+		})
 		s.apply = func(l *labelSet) bool {
 			l.eachName(func(x label) {
 				if l.decide(goes, x.name) != "" {
