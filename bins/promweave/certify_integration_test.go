@@ -148,5 +148,5 @@ backends:
 
 // TestIntegrationReadmeOfConformance runs the commands of conformance/README.md.
 func TestIntegrationReadmeOfConformance(t *testing.T) {
-	runBlocks(t, "../../conformance/README.md", 1, short(t), strings.NewReplacer("127.0.0.1:9090", freePort(t), "127.0.0.1:10901", freePort(t)))
+	runBlocks(t, "../../conformance/README.md", 2, short(t), strings.NewReplacer("127.0.0.1:9090", freePort(t), "127.0.0.1:10901", freePort(t)))
 }

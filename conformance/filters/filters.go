@@ -89,6 +89,8 @@ type Subject struct {
 	// Series are label sets that the configuration is about, besides generic ones made
 	// from the plan: a regular expression within the filter is in no plan.
 	Series []labels.Labels
+	// NotClaimed are profiles that its owner leaves out, with the reason.
+	NotClaimed map[string]string
 }
 
 // Requirement is one thing that is tested.
@@ -174,8 +176,9 @@ func (p *probe) claims() (out []string) {
 // preset is a profile before anything was tested.
 func (p *probe) preset(name string) report.Profile {
 	out := report.Profile{Name: name}
-	why := ""
+	why := p.s.NotClaimed[name]
 	switch {
+	case why != "":
 	case name == Law && !p.rewrites():
 		why = "the plan rewrites no label sets"
 	case name == Decisions && !p.hook(filter.HookRequest) && !p.hook(filter.HookSelect):

@@ -19,8 +19,9 @@ import (
 	"github.com/promweave/promweave/sdk/frame"
 )
 
-// hostRows is how many rows a host puts in a frame at most, so that calls stay short.
-const hostRows = 2048
+// hostRows is how many rows a host puts in the first frames, before it knows how long the
+// filter takes for them.
+const hostRows = 512
 
 func tierless(p *probe) string {
 	if p.plan.Tier == filter.TierNone {

@@ -52,6 +52,9 @@ type certifyFlags struct {
 	profiles                              []string
 	filter, idempotent                    bool
 	kind                                  string
+	denied, series                        []string
+	pid                                   int
+	callTime                              time.Duration
 	seed                                  uint64
 	requests                              int
 	reports                               []string
@@ -72,11 +75,16 @@ The subject is a StoreAPI endpoint (Promweave's or Thanos'), a plug-in that is s
 configuration file (--backend, with --config). It has the corpus already, by the manifest that
 promweave certify corpus wrote, or it is loaded here with --remote-write or --blocks.
 
+With --filter the subject is a filter: --kind of one that is built in, --plugin, --wasm or --dial, with
+its --settings. Its hooks are called with label sets, frames and callers that the suite makes up,
+and what is selected through it is compared with what the law of selection says. --series and
+--denied say what the settings are about, which the suite cannot know.
+
 Exit codes: 0 certified, 1 not certified, 2 wrong usage.`,
 		Example: `  promweave certify corpus --out corpus
   promweave certify --endpoint 127.0.0.1:10901 --corpus corpus/manifest.json
   promweave certify --plugin ./my-store --settings '{"file": "corpus/series.json"}' --corpus corpus/series.manifest.json --report report.html
-  promweave certify --filter --wasm tenancy.wasm --settings '{"label": "tenant"}'
+  promweave certify --filter --wasm tenancy.wasm --settings '{"label": "tenant"}' --denied mallory
   promweave certify --backend influx --config promweave.yaml --remote-write http://127.0.0.1:8086/api/v1/prom/write?db=x`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
@@ -95,6 +103,10 @@ Exit codes: 0 certified, 1 not certified, 2 wrong usage.`,
 	fl.BoolVar(&f.filter, "filter", false, "what is certified is a filter: --plugin, --wasm, --dial, or --kind")
 	fl.StringVar(&f.kind, "kind", "", "kind of a filter that is built in: label_rewrite, tenancy, auth")
 	fl.BoolVar(&f.idempotent, "idempotent", false, "the filter promises that to be used twice is as once")
+	fl.StringArrayVar(&f.denied, "denied", nil, `caller whom the filter has to deny: [METHOD:]SUBJECT, or "" for nobody that is known`)
+	fl.DurationVar(&f.callTime, "time", 0, "what one call of a filter may take; 0 is what a server allows")
+	fl.IntVar(&f.pid, "pid", 0, "process of a --dial filter, if it runs here: its memory is watched")
+	fl.StringArrayVar(&f.series, "series", nil, `label set that the settings of the filter are about, as '__name__="m",k8s_pod="p"'`)
 	fl.StringVar(&f.configFile, "config", config.DefaultFile, "configuration file, for --backend")
 	fl.StringVar(&f.settings, "settings", "", "configuration of a plug-in: JSON, or @FILE")
 	fl.StringVar(&f.manifest, "corpus", "", "manifest of the corpus that the subject has; empty is the whole of the usual one")
@@ -134,8 +146,8 @@ func (f *certifyFlags) check(cmd *cobra.Command) error {
 	switch {
 	case f.filter && (n != 1 || f.endpoint != "" || f.backend != ""):
 		return usage(cmd, "with --filter one of --plugin, --wasm, --dial and --kind says what is certified")
-	case !f.filter && (f.kind != "" || f.idempotent):
-		return usage(cmd, "--kind and --idempotent are about filters: they go with --filter")
+	case !f.filter && (f.kind != "" || f.idempotent || len(f.denied)+len(f.series) > 0 || f.pid != 0 || f.callTime != 0):
+		return usage(cmd, "--kind, --idempotent, --denied, --series, --pid and --time are about filters: they go with --filter")
 	case n != 1:
 		return usage(cmd, "one of --endpoint, --plugin, --wasm, --dial and --backend says what is certified")
 	case f.remoteWrite != "" && f.blocks != "":
@@ -148,12 +160,27 @@ func (f *certifyFlags) check(cmd *cobra.Command) error {
 			return usage(cmd, "--profile %s: there is no such profile: %s", p, strings.Join(known, ", "))
 		}
 	}
+	for _, x := range f.notClaimed {
+		if profile, why, _ := strings.Cut(x, "="); why == "" || !slices.Contains(known, profile) {
+			return usage(cmd, "--not-claimed %s: want PROFILE=REASON, and a profile that there is: %s", x, strings.Join(known, ", "))
+		}
+	}
 	for _, file := range f.reports {
 		if !slices.Contains([]string{".json", ".xml", ".html", ".txt"}, filepath.Ext(file)) {
 			return usage(cmd, "--report %s: the name has to end in .json, .xml, .html or .txt", file)
 		}
 	}
 	return nil
+}
+
+// leftOut are the profiles that are not claimed, with the reasons; they were checked.
+func (f *certifyFlags) leftOut() map[string]string {
+	out := map[string]string{}
+	for _, x := range f.notClaimed {
+		profile, why, _ := strings.Cut(x, "=")
+		out[profile] = why
+	}
+	return out
 }
 
 func (a *app) certify(cmd *cobra.Command, f *certifyFlags) error {
@@ -175,14 +202,7 @@ func (a *app) certify(cmd *cobra.Command, f *certifyFlags) error {
 		}
 		return a.certified(cmd, f, rep)
 	}
-	s := &conformance.Subject{LoadedBy: "already there", NotClaimed: map[string]string{}}
-	for _, x := range f.notClaimed {
-		profile, why, ok := strings.Cut(x, "=")
-		if !ok || why == "" || !slices.Contains(conformance.Profiles(), profile) {
-			return usage(cmd, "--not-claimed %s: want PROFILE=REASON, and a profile that there is: %s", x, strings.Join(conformance.Profiles(), ", "))
-		}
-		s.NotClaimed[profile] = why
-	}
+	s := &conformance.Subject{LoadedBy: "already there", NotClaimed: f.leftOut()}
 	for _, x := range f.external {
 		ls, err := parseLabels(x)
 		if err != nil {

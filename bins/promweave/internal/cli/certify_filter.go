@@ -13,6 +13,9 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
+
+	"github.com/prometheus/prometheus/model/labels"
 
 	"github.com/promweave/promweave/bins/promweave/internal/serve"
 	"github.com/promweave/promweave/bins/promweave/internal/workbench"
@@ -23,6 +26,7 @@ import (
 	"github.com/promweave/promweave/plugins/registry"
 	"github.com/promweave/promweave/plugins/trust"
 	"github.com/promweave/promweave/sdk/backend"
+	"github.com/promweave/promweave/sdk/filter"
 )
 
 // certifyFilter certifies a filter, in front of stores that the suite makes up.
@@ -43,6 +47,11 @@ func (a *app) certifyFilter(ctx context.Context, f *certifyFlags, run func(strin
 		if _, spec.SHA256, err = trust.ReadFile(full); err != nil {
 			return nil, err
 		}
+	}
+	spec.CallTime = f.callTime
+	callers, series, err := f.samples()
+	if err != nil {
+		return nil, err
 	}
 	settings, err := f.settingsText()
 	if err != nil {
@@ -70,7 +79,7 @@ func (a *app) certifyFilter(ctx context.Context, f *certifyFlags, run func(strin
 	st := status()
 	s := &filters.Subject{
 		Name: st.Description.Name, Launch: spec.Launch, Origin: cmp.Or(spec.Path, spec.Address, spec.Kind), SHA256: spec.SHA256, Version: st.Description.Version,
-		Role: x.Link.Role, Filter: x.Link.Filter, Idempotent: f.idempotent,
+		Role: x.Link.Role, Filter: patient{x.Link.Filter}, CallLimit: callLimit(spec), Idempotent: f.idempotent, Callers: callers, Series: series, NotClaimed: f.leftOut(),
 		Wrap: func(inner backend.Backend) backend.Backend {
 			// What is remembered would not be asked again.
 			return filtering.Wrap(inner, []filtering.Link{x.Link}, filtering.Options{Backend: filters.Backend, MemoBytes: -1})
@@ -82,6 +91,13 @@ func (a *app) certifyFilter(ctx context.Context, f *certifyFlags, run func(strin
 		s.Memory = filters.Heap
 	case registry.WASM:
 		s.Memory = func() int64 { return status().MemoryBytes }
+	case registry.Dial:
+		if f.pid != 0 {
+			if _, err := resident(f.pid); err != nil {
+				return nil, fmt.Errorf("--pid %d: %w", f.pid, err)
+			}
+			s.Memory = func() int64 { n, _ := resident(f.pid); return n }
+		}
 	case registry.Spawn:
 		if _, err := resident(st.PID); err == nil {
 			s.Memory = func() int64 { n, _ := resident(status().PID); return n }
@@ -92,6 +108,50 @@ func (a *app) certifyFilter(ctx context.Context, f *certifyFlags, run func(strin
 		done++
 		a.progress(f, done, of, &res)
 	}}), nil
+}
+
+// callLimit is what a server lets a call of the filter take.
+func callLimit(spec registry.Spec) time.Duration {
+	switch {
+	case spec.CallTime != 0:
+		return spec.CallTime
+	case spec.Launch == registry.WASM:
+		return 50 * time.Millisecond
+	}
+	return 500 * time.Millisecond
+}
+
+// patient says of calls with more than a server sends at once that to be late with them
+// is no reason to take the filter out, so that each call is judged by itself.
+type patient struct{ carrier.Filter }
+
+// largeFrame is more than the frames that a server makes of ordinary series, in bytes.
+const largeFrame = 512 << 10
+
+func (p patient) Rewrite(ctx context.Context, frame, reply []byte) ([]byte, error) {
+	if len(frame) > largeFrame {
+		ctx = carrier.Large(ctx)
+	}
+	return p.Filter.Rewrite(ctx, frame, reply)
+}
+
+// samples are the callers and the label sets that the settings are about.
+func (f *certifyFlags) samples() (callers []filters.Caller, series []labels.Labels, err error) {
+	for _, entry := range f.denied {
+		method, subject := filter.Names(entry)
+		if subject != "" && method == "" {
+			method = "basic"
+		}
+		callers = append(callers, filters.Caller{Caller: filter.Caller{Method: method, Subject: subject}, Denied: true})
+	}
+	for _, text := range f.series {
+		ls, err := parseLabels(text)
+		if err != nil {
+			return nil, nil, fmt.Errorf("--series %s: %w", text, err)
+		}
+		series = append(series, ls)
+	}
+	return callers, series, nil
 }
 
 // resident is what a process holds in memory, in bytes, where /proc says so (proc(5)).
