@@ -5,15 +5,19 @@ package report
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/xml"
 	"flag"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 )
 
@@ -162,6 +166,38 @@ func TestParse(t *testing.T) {
 	}
 	if _, err := Parse([]byte(text + "{}")); err == nil {
 		t.Error("what is behind the report is not seen")
+	}
+}
+
+// TestSummary: a certificate has what was found, of a file that passed, and of nothing else.
+func TestSummary(t *testing.T) {
+	r := sample()
+	if _, err := r.Summary(); err == nil || !strings.Contains(err.Error(), r.Why) {
+		t.Errorf("of what is not certified: %v", err)
+	}
+	r.Results = slices.DeleteFunc(r.Results, func(x Result) bool { return x.Outcome != Passed && x.Outcome != NotApplicable })
+	r.Profiles = []Profile{{Name: "core"}, {Name: "labels"}, {Name: "limits"}, {Name: "sharding", State: ProfileNotClaimed, Reason: "the capability sharding is not claimed"}}
+	r.Certified, r.Why = false, ""
+	r.Settle(false)
+	s, err := r.Summary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var whole bytes.Buffer
+	if err := r.JSON(&whole); err != nil {
+		t.Fatal(err)
+	}
+	want := &Summary{
+		Suite: "1.0", Kind: "backend", Name: r.Subject.Name, Launch: "spawn", SHA256: "00ff", Corpus: "d4914231e67d6a75",
+		Profiles: []string{"core", "labels", "limits"}, NotClaimed: map[string]string{"sharding": "the capability sharding is not claimed"}, Claims: []string{"sharding"},
+		Requirements: 3, Requests: 33, Seed: 1, Began: r.Began, Report: fmt.Sprintf("%x", sha256.Sum256(whole.Bytes())),
+	}
+	if diff := cmp.Diff(want, s); diff != "" {
+		t.Error(diff)
+	}
+	r.Subject.SHA256 = ""
+	if _, err := r.Summary(); err == nil {
+		t.Error("of no file")
 	}
 }
 

@@ -19,8 +19,8 @@ import (
 )
 
 // A package is a tar archive, compressed by gzip, of one directory NAME-VERSION with
-// the manifest, the file, its signature, README.md, the SBOM, and what the manifest
-// lists. The same files make the same bytes. The signature beside a package is of all
+// the manifest, the file, its signature, README.md, the SBOM, what the conformance suite
+// found, and what the manifest lists. The same files make the same bytes. The signature beside a package is of all
 // of it, so that nothing is unpacked before it is checked.
 
 const (
@@ -36,9 +36,9 @@ func (m *Manifest) PackageName() string { return m.Name + "-" + m.Version }
 // contents are the files of a package in the order they have there; those that may be
 // missing are optional.
 func (m *Manifest) contents() (files []string, optional map[string]bool) {
-	files = append([]string{ManifestFile, m.File, m.File + SignatureSuffix, SBOMFile, readmeFile}, m.Files...)
+	files = append([]string{ManifestFile, m.File, m.File + SignatureSuffix, SBOMFile, ConformanceFile, readmeFile}, m.Files...)
 	slices.Sort(files)
-	return files, map[string]bool{m.File + SignatureSuffix: true, SBOMFile: true, readmeFile: true}
+	return files, map[string]bool{m.File + SignatureSuffix: true, SBOMFile: true, ConformanceFile: true, readmeFile: true}
 }
 
 // Pack returns the package of the plug-in in dir. Files in extra take the place of

@@ -313,18 +313,7 @@ type Signed struct {
 // ParseSignature reads a signature file and checks that its signatures hold. A file
 // has one form only: a byte that is changed anywhere is found.
 func ParseSignature(data []byte) (*Signed, error) {
-	if len(data) > maxSignature {
-		return nil, fmt.Errorf("has more than %d bytes, which no signature has", maxSignature)
-	}
-	var f signatureFile
-	if err := strict(data, &f); err != nil {
-		return nil, fmt.Errorf("is no signature file: %w", err)
-	}
-	// JSON has many forms of one thing, and Go reads keys in any case.
-	if again, err := encodeSignature(&f); err != nil || !bytes.Equal(again, data) {
-		return nil, errors.New("is not in the form that plugin sign writes: something was changed after signing")
-	}
-	c, err := openCertificate(&f.Certificate)
+	f, c, err := parseSigned(data)
 	if err != nil {
 		return nil, err
 	}
@@ -336,6 +325,24 @@ func ParseSignature(data []byte) (*Signed, error) {
 		return nil, fmt.Errorf("was made on %s by key %s, which had ended on %s", s.Time.Format(time.RFC3339), s.Signer, c.NotAfter.Format(time.RFC3339))
 	}
 	return s, nil
+}
+
+// parseSigned reads a file of a statement and the certificate of its key, and checks the
+// latter. The statement is to be opened with the key of the certificate.
+func parseSigned(data []byte) (*signatureFile, *certificate, error) {
+	if len(data) > maxSignature {
+		return nil, nil, fmt.Errorf("has more than %d bytes, which no signature has", maxSignature)
+	}
+	f := &signatureFile{}
+	if err := strict(data, f); err != nil {
+		return nil, nil, fmt.Errorf("is no signature file: %w", err)
+	}
+	// JSON has many forms of one thing, and Go reads keys in any case.
+	if again, err := encodeSignature(f); err != nil || !bytes.Equal(again, data) {
+		return nil, nil, errors.New("is not in the form in which it was written: something was changed after signing")
+	}
+	c, err := openCertificate(&f.Certificate)
+	return f, c, err
 }
 
 // By says whether one of the roots stands behind the signature. A time that is not

@@ -58,6 +58,7 @@ type certifyFlags struct {
 	seed                                  uint64
 	requests                              int
 	reports                               []string
+	summary, keyFile                      string
 	output                                string
 	verbose                               bool
 }
@@ -125,6 +126,8 @@ Exit codes: 0 certified, 1 not certified, 2 wrong usage.`,
 	fl.Uint64Var(&f.seed, "seed", 1, "where the generated requests begin")
 	fl.IntVar(&f.requests, "requests", 40, "generated requests in each requirement that has some")
 	fl.StringArrayVar(&f.reports, "report", nil, "file to write the report to; .json, .xml (JUnit), .html or .txt")
+	fl.StringVar(&f.summary, "summary", "", "file to write the signed summary to, "+trust.ConformanceFile+" in the plug-in's directory: plugin package includes it")
+	fl.StringVar(&f.keyFile, "key", "", "file of the signing key, for --summary")
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "list what passed too")
 	outputFlag(cmd, &f.output, "text", "json", "yaml")
 	cmd.AddCommand(a.certifyCorpusCmd())
@@ -152,6 +155,10 @@ func (f *certifyFlags) check(cmd *cobra.Command) error {
 		return usage(cmd, "one of --endpoint, --plugin, --wasm, --dial and --backend says what is certified")
 	case f.remoteWrite != "" && f.blocks != "":
 		return usage(cmd, "--remote-write and --blocks are two ways to load the same data: take one")
+	case (f.summary == "") != (f.keyFile == ""):
+		return usage(cmd, "--summary and --key belong together: a summary is signed")
+	case f.summary != "" && f.plugin == "" && f.wasm == "":
+		return usage(cmd, "--summary is about a file: it goes with --plugin and --wasm")
 	case (f.breaks == "") != (f.mends == ""):
 		return usage(cmd, "--break and --mend belong together")
 	}
@@ -284,6 +291,11 @@ func (a *app) certified(cmd *cobra.Command, f *certifyFlags, rep *report.Report)
 	}
 	if err := a.write(cmd, f.output, rep, func(w io.Writer) error { return rep.Text(w, f.verbose) }); err != nil {
 		return err
+	}
+	if f.summary != "" && rep.Certified {
+		if err := a.writeSummary(f, rep); err != nil {
+			return failed(err)
+		}
 	}
 	partial := f.run != "" || len(f.profiles) > 0
 	bad := slices.ContainsFunc(rep.Results, func(r report.Result) bool {

@@ -232,7 +232,9 @@ type inspected struct {
 	Signer string `json:"signer,omitempty"`
 	Root   string `json:"root,omitempty"`
 	Signed string `json:"signed,omitempty"`
-	Note   string `json:"note,omitempty"`
+	// Conformance is what the suite found, by whom.
+	Conformance string `json:"conformance,omitempty"`
+	Note        string `json:"note,omitempty"`
 }
 
 func (i *inspected) text(w io.Writer) error { return objectText(w, i) }
@@ -247,7 +249,7 @@ func inspect(ctx context.Context, path string) (*inspected, error) {
 		return nil, err
 	}
 	var m *trust.Manifest
-	signed := path
+	signed, in := path, path // in is the plug-in's directory, if there is one
 	switch {
 	case st.IsDir():
 		if m, err = trust.ReadManifest(path); err != nil {
@@ -269,7 +271,7 @@ func inspect(ctx context.Context, path string) (*inspected, error) {
 		if m, err = trust.Unpack(data, dir); err != nil {
 			return nil, fmt.Errorf("%s %w", path, err)
 		}
-		path = filepath.Join(dir, filepath.FromSlash(m.File))
+		in, path = dir, filepath.Join(dir, filepath.FromSlash(m.File))
 	}
 	if m != nil {
 		i.File, i.Name, i.Version, i.Kind, i.Role, i.Launch = m.File, m.Name, m.Version, m.Kind, m.Role, m.Launch
@@ -290,6 +292,13 @@ func inspect(ctx context.Context, path string) (*inspected, error) {
 		return nil, err
 	}
 	i.SHA256, i.Size = digest, len(data)
+	if m != nil {
+		found, err := certificationIn(in, m, digest)
+		if err != nil {
+			return nil, err
+		}
+		i.Conformance = found.say(nil)
+	}
 	if !strings.HasPrefix(string(data), "\x00asm") {
 		i.Launch = "spawn"
 		return i, nil

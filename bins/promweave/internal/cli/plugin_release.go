@@ -251,7 +251,8 @@ func (a *app) pluginPackageCmd() *cobra.Command {
 		Use:   "package [--key SIGNING.key] [DIR]",
 		Short: "Build a plug-in and put it into a signed package",
 		Long: `Builds the plug-in in DIR and writes NAME-VERSION.tar.gz with its manifest, its file,
-README.md and the list of its components (SBOM). With --key both the file and the
+README.md, the list of its components (SBOM), and what promweave certify --summary has
+written to conformance.json, if that is about this very file. With --key both the file and the
 package are signed.
 
 Without --key the same files make the same package. A signature says when it was made,
@@ -278,6 +279,13 @@ and is in the package: with --key set SOURCE_DATE_EPOCH to that time, in seconds
 			content, digest, err := trust.ReadFile(p.File())
 			if err != nil {
 				return failed(err)
+			}
+			found, err := certificationIn(p.Dir, m, digest)
+			if err != nil {
+				return failed(err)
+			}
+			if found != nil {
+				a.say("certified for %s", found)
 			}
 			if k != nil {
 				if err := a.sign(k, m, p.File()); err != nil {
@@ -380,6 +388,8 @@ type verified struct {
 	Signer string `json:"signer,omitempty"`
 	Root   string `json:"root,omitempty"`
 	Signed string `json:"signed,omitempty"`
+	// Conformance is what the suite found, by whom.
+	Conformance string `json:"conformance,omitempty"`
 
 	data []byte
 }
@@ -391,11 +401,12 @@ func (f *trustFlags) verify(path string, now time.Time) (*verified, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := (*trust.Manifest)(nil)
+	m, dir := (*trust.Manifest)(nil), ""
 	if st, err := os.Stat(path); err == nil && st.IsDir() {
 		if m, err = trust.ReadManifest(path); err != nil {
 			return nil, err
 		}
+		dir = path
 		path = filepath.Join(path, filepath.FromSlash(m.File))
 	}
 	v := &verified{File: path, By: "sha256"}
@@ -409,7 +420,7 @@ func (f *trustFlags) verify(path string, now time.Time) (*verified, error) {
 	s, err := trust.ReadSignature(path)
 	switch {
 	case errors.Is(err, trust.ErrUnsigned) && len(roots) == 0 && f.sha256 != "":
-		return v, v.inside(path, m, nil, nil)
+		return v, v.inside(path, dir, m, nil, nil)
 	case errors.Is(err, trust.ErrUnsigned):
 		return nil, fmt.Errorf("%w: get %s from where the file is from; if there is none, ask its maker for the digest and give it by --sha256", err, filepath.Base(path)+trust.SignatureSuffix)
 	case err != nil:
@@ -428,12 +439,13 @@ func (f *trustFlags) verify(path string, now time.Time) (*verified, error) {
 		return nil, fmt.Errorf("%s is unchanged since key %s signed it, under the root key %s: nothing says that this is to be trusted; if its maker told you that key, give it by --root-key", path, s.Signer, trust.FormatKey(s.Root))
 	}
 	v.Name, v.Version, v.Kind = s.Name, s.Version, s.Kind
-	return v, v.inside(path, m, s, roots)
+	return v, v.inside(path, dir, m, s, roots)
 }
 
 // inside compares a manifest with the signature, and looks at the signature of the
 // file within a package, which a server will ask for.
-func (v *verified) inside(path string, m *trust.Manifest, s *trust.Signed, roots []ed25519.PublicKey) error {
+func (v *verified) inside(path, dir string, m *trust.Manifest, s *trust.Signed, roots []ed25519.PublicKey) error {
+	packaged := strings.HasSuffix(path, trust.PackageSuffix)
 	fits := func(dir string, m *trust.Manifest) error {
 		v.Name, v.Version, v.Kind = m.Name, m.Version, m.Kind
 		if s != nil {
@@ -441,24 +453,29 @@ func (v *verified) inside(path string, m *trust.Manifest, s *trust.Signed, roots
 				return err
 			}
 		}
-		if dir == "" || len(roots) == 0 {
-			return nil
-		}
 		file := filepath.Join(dir, filepath.FromSlash(m.File))
-		in, err := trust.ReadSignature(file)
-		if err != nil {
-			return fmt.Errorf("%s in it: %w; promweave plugin package --key signs both", m.File, errors.Join(trust.ErrUnsigned, withoutPath(err, dir)))
-		}
 		data, digest, err := trust.ReadFile(file)
 		if err != nil {
 			return err
+		}
+		found, err := certificationIn(dir, m, digest)
+		if err != nil {
+			return err
+		}
+		v.Conformance = found.say(roots)
+		if !packaged || len(roots) == 0 {
+			return nil
+		}
+		in, err := trust.ReadSignature(file)
+		if err != nil {
+			return fmt.Errorf("%s in it: %w; promweave plugin package --key signs both", m.File, errors.Join(trust.ErrUnsigned, withoutPath(err, dir)))
 		}
 		if err := cmp.Or(in.Of(digest, int64(len(data))), in.By(roots, time.Time{}), m.Fits(&in.Statement)); err != nil {
 			return fmt.Errorf("%s in it: %w", m.File, err)
 		}
 		return nil
 	}
-	if strings.HasSuffix(path, trust.PackageSuffix) {
+	if packaged {
 		if _, err := unpacked(v.data, fits); err != nil {
 			return fmt.Errorf("%s: %w", path, err)
 		}
@@ -467,7 +484,7 @@ func (v *verified) inside(path string, m *trust.Manifest, s *trust.Signed, roots
 	if m == nil {
 		return nil
 	}
-	if err := fits("", m); err != nil {
+	if err := fits(dir, m); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	return nil
@@ -540,6 +557,9 @@ plugins.lock_file. What is to be added to the configuration is printed.`,
 				Origin: origin, PackageSHA256: v.SHA256, Permissions: append([]string{}, m.Permissions...), Installed: a.now(),
 			}); err != nil {
 				return failed(err)
+			}
+			if v.Conformance != "" {
+				a.say("certified: %s", v.Conformance)
 			}
 			a.say("%s %s is in %s, and in %s. Add this to the configuration; its paths start from the directory that the file is in.", m.Name, m.Version, filepath.Dir(file), lock)
 			return snippet(a.out, m, file, digest, v.Root, lock)
