@@ -42,6 +42,10 @@ type Mutant struct {
 	metadata  func(b *Backend, ctx context.Context, metric string, limit int) (map[string][]*storepb.Meta, error)
 	// Server, if not nil, spoils the wire.
 	Server func(storepb.StoreServer) storepb.StoreServer
+	// Query, if not nil, is for mutants with a query API, and spoils the server that the
+	// reference has. Unannounced says that Info does not tell of it.
+	Query       func(storepb.QueryServer) storepb.QueryServer
+	Unannounced bool
 	// away is what happens while what is behind the backend is gone.
 	away *absence
 }

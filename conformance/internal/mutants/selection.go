@@ -23,7 +23,7 @@ var decode = oracle.Decode
 
 // All are all mutants.
 func All() []*Mutant {
-	return slices.Concat(matching(), answers(), lists(), shapes(), bounds(), optionals())
+	return slices.Concat(matching(), answers(), lists(), shapes(), bounds(), optionals(), queries())
 }
 
 // regex is a mutant whose regular expressions are f of the matcher's.

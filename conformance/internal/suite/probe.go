@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/prometheus/model/labels"
 
 	"github.com/promweave/promweave/conformance/corpus"
+	"github.com/promweave/promweave/conformance/internal/pushdown"
 	"github.com/promweave/promweave/conformance/oracle"
 	"github.com/promweave/promweave/conformance/report"
 	"github.com/promweave/promweave/sdk/backend"
@@ -40,6 +41,10 @@ type probe struct {
 	o        *oracle.Oracle
 	info     backend.Info
 	external []labels.Labels
+	// queryAPI says that Info announces thanos.Query over the wire.
+	queryAPI bool
+	// evaluator of PromQL over what the subject has to have; made when it is first needed.
+	evaluator *pushdown.Evaluator
 
 	r        Requirement
 	res      *report.Result
@@ -84,13 +89,15 @@ func (p *probe) failure(f report.Failure) {
 func (p *probe) enough() bool { return len(p.res.Failures) >= listed || p.ctx.Err() != nil }
 
 // seed is of its own for each requirement, so that one can be run alone.
-func (p *probe) generator() *oracle.Generator {
+func (p *probe) seed() uint64 {
 	seed := p.opts.Seed
 	for _, b := range []byte(p.r.ID) {
 		seed = seed*1099511628211 + uint64(b)
 	}
-	return p.o.NewGenerator(seed)
+	return seed
 }
+
+func (p *probe) generator() *oracle.Generator { return p.o.NewGenerator(p.seed()) }
 
 // get makes one Series call and reads it to its end.
 func (p *probe) get(ctx context.Context, req *backend.SeriesRequest) *oracle.Got {

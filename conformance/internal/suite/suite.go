@@ -18,10 +18,12 @@ import (
 	"github.com/promweave/promweave/conformance/oracle"
 	"github.com/promweave/promweave/conformance/report"
 	"github.com/promweave/promweave/sdk/backend"
+	"github.com/promweave/promweave/sdk/storepb"
+	"github.com/promweave/promweave/sdk/storepb/infopb"
 )
 
 // Version of the suite. The minor one grows when requirements are added.
-const Version = "1.0"
+const Version = "1.1"
 
 // The profiles of backends, in the order of reports.
 const (
@@ -46,7 +48,8 @@ func Profiles() []string {
 	return []string{Core, Labels, Ordering, Time, Limits, Cancellation, Sharding, ReplicaLabels, Downsampled, NativeHistograms, Exemplars, Metadata, Pushdown, Faults}
 }
 
-// capability is a claim that decides whether a requirement applies.
+// capability is a claim that decides whether a requirement applies. Without of it is made
+// over the wire alone, by announcing thanos.Query in Info.
 type capability struct {
 	name string
 	of   func(*backend.Capabilities) bool
@@ -62,6 +65,7 @@ var (
 	claimStale       = &capability{"stale-markers", func(c *backend.Capabilities) bool { return c.StaleMarkers }}
 	claimExemplars   = &capability{"exemplars", func(c *backend.Capabilities) bool { return c.Exemplars }}
 	claimMetadata    = &capability{"metadata", func(c *backend.Capabilities) bool { return c.Metadata }}
+	claimQuery       = &capability{name: "query-api"}
 )
 
 // claims are those with a name, for the report and for who claims on behalf of a peer.
@@ -94,7 +98,15 @@ func SetClaim(c *backend.Capabilities, name string, on bool) error {
 // claimOf is the capability that a profile stands for.
 var claimOf = map[string]*capability{
 	Sharding: claimSharding, ReplicaLabels: claimReplica, Downsampled: claimDownsampled, NativeHistograms: claimHistograms,
-	Exemplars: claimExemplars, Metadata: claimMetadata,
+	Exemplars: claimExemplars, Metadata: claimMetadata, Pushdown: claimQuery,
+}
+
+// claims says whether the subject makes a claim.
+func (p *probe) claims(c *capability) bool {
+	if c.of == nil {
+		return p.queryAPI
+	}
+	return c.of(&p.info.Capabilities)
 }
 
 // Requirement is one thing that is tested.
@@ -112,8 +124,11 @@ type Requirement struct {
 	// claim, if not nil, has to be made, or not to be, for the requirement to apply.
 	claim     *capability
 	unclaimed bool
-	// external: only for subjects with external labels. wire: only where there is a wire.
-	external, wire, inProcess bool
+	// also, if not nil, has to be claimed besides.
+	also *capability
+	// external: only for subjects with external labels. replica: only where one of them is
+	// called so. wire: only where there is a wire.
+	external, replica, wire, inProcess bool
 	// faults: the harness has to have a way to break something.
 	faults bool
 	check  func(*probe)
@@ -121,7 +136,7 @@ type Requirement struct {
 
 // Requirements are all of them, in the order in which they run.
 func Requirements() []Requirement {
-	return slices.Concat(core(), labelling(), ordering(), timing(), limits(), cancellation(), sharding(), replicas(), downsampled(), optional(), faults())
+	return slices.Concat(core(), labelling(), ordering(), timing(), limits(), cancellation(), sharding(), replicas(), downsampled(), optional(), pushedDown(), faults())
 }
 
 // Options of a run.
@@ -194,10 +209,12 @@ func (p *probe) preset(name string) report.Profile {
 		return out
 	}
 	switch c := claimOf[name]; {
-	case c != nil && !c.of(&p.info.Capabilities):
+	case name == Pushdown && p.s.Wire == nil:
+		out.State, out.Reason = report.ProfileNotClaimed, "the subject is not reached by gRPC, where thanos.Query would be"
+	case name == Pushdown && !p.queryAPI:
+		out.State, out.Reason = report.ProfileNotClaimed, "Info does not announce the query API"
+	case c != nil && !p.claims(c):
 		out.State, out.Reason = report.ProfileNotClaimed, fmt.Sprintf("the capability %s is not claimed", c.name)
-	case name == Pushdown:
-		out.State, out.Reason = report.ProfileNotClaimed, "this version of the suite tests only that hints change nothing"
 	case name == Faults && len(p.s.Faults) == 0:
 		out.State, out.Reason = report.ProfileNotClaimed, "the harness was given no way to break what is behind the subject"
 	}
@@ -232,12 +249,16 @@ func (p *probe) one(r Requirement, missing map[corpus.Part]string) *report.Resul
 
 func (p *probe) inapplicable(r *Requirement) string {
 	switch {
-	case r.claim != nil && !r.unclaimed && !r.claim.of(&p.info.Capabilities):
+	case r.claim != nil && !r.unclaimed && !p.claims(r.claim):
 		return fmt.Sprintf("the capability %s is not claimed", r.claim.name)
-	case r.claim != nil && r.unclaimed && r.claim.of(&p.info.Capabilities):
+	case r.also != nil && !p.claims(r.also):
+		return fmt.Sprintf("the capability %s is not claimed", r.also.name)
+	case r.claim != nil && r.unclaimed && p.claims(r.claim):
 		return fmt.Sprintf("the capability %s is claimed", r.claim.name)
 	case r.external && len(p.external) == 0:
 		return "the subject has no external labels"
+	case r.replica && !p.replicated():
+		return "no external label is called replica"
 	case r.wire && p.s.Wire == nil:
 		return "the subject is not reached by StoreAPI"
 	case r.inProcess && !p.s.InProcess:
@@ -287,6 +308,13 @@ func (p *probe) learn() error {
 	if p.info, err = p.s.Backend.Info(ctx); err != nil {
 		return fmt.Errorf("the subject does not answer Info: %w", err)
 	}
+	if p.s.Wire != nil {
+		m, err := infopb.NewInfoClient(p.s.Wire).Info(ctx, &infopb.InfoRequest{}, storepb.ClientCodec())
+		if err != nil {
+			return fmt.Errorf("the subject does not answer Info: %w", err)
+		}
+		p.queryAPI = m.GetQuery() != nil
+	}
 	if p.s.Claim != nil {
 		p.s.Claim(&p.info.Capabilities)
 	}
@@ -312,6 +340,9 @@ func (p *probe) describe() report.Subject {
 		if *claims[name](&p.info.Capabilities) {
 			s.Claims = append(s.Claims, name)
 		}
+	}
+	if p.queryAPI {
+		s.Claims = append(s.Claims, claimQuery.name)
 	}
 	for _, ls := range p.external {
 		s.External = append(s.External, oracle.Show(ls))
@@ -342,8 +373,14 @@ func (r *Requirement) Needs() string {
 	case r.claim != nil:
 		out = append(out, "claim of "+r.claim.name)
 	}
+	if r.also != nil {
+		out = append(out, "claim of "+r.also.name)
+	}
 	if r.external {
 		out = append(out, "external labels")
+	}
+	if r.replica {
+		out = append(out, "an external label called replica")
 	}
 	if r.wire {
 		out = append(out, "StoreAPI")
