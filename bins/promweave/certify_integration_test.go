@@ -104,11 +104,12 @@ backends:
 		for _, a := range []string{addr, upper} {
 			eventually(t, "ready", 30*time.Second, func() error { _, _, err := get("http://" + a + "/-/ready"); return err })
 		}
-		rep := certificate(t, bin, "querier-over-three", all, "--endpoint", below, "--corpus", manifest)
+		queried := append(slices.Clone(all), "pushdown") // both announce the query API
+		rep := certificate(t, bin, "querier-over-three", queried, "--endpoint", below, "--corpus", manifest)
 		if len(rep.Subject.External) != 3 {
 			t.Errorf("external labels %v, want three sets", rep.Subject.External)
 		}
-		certificate(t, bin, "querier-over-querier", all, "--endpoint", above, "--corpus", manifest)
+		certificate(t, bin, "querier-over-querier", queried, "--endpoint", above, "--corpus", manifest)
 	})
 
 	t.Run("backend-go", func(t *testing.T) {
