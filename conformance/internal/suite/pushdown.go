@@ -166,6 +166,13 @@ func pushedDown() []Requirement {
 		asked("P-6.every", "Without deduplication every series MUST be there, those of all replicas, and aggregations count each.", both(`cert_env`, `count(cert_env)`, `sum(cert_requests_total)`, `count by ($only) (cert_matrix)`, `sum by ($only) (rate(cert_requests_total[5m]))`)).ext(),
 		asked("P-7.dedup", "With enable_dedup the replica label is gone, and series that differ in nothing else MUST count once.", func(p *probe) {
 			p.deduplicated([]string{"replica"})
+			g := p.queries()
+			for range p.opts.Generated {
+				if q := g.Query(); q != nil && !strings.Contains(q.Text, "replica") {
+					q.ReplicaLabels = []string{"replica"}
+					p.evaluates(q)
+				}
+			}
 		}).replicas(),
 		asked("P-7.replica-labels", "replica_labels of the request say which labels tell replicas apart, and no others.", func(p *probe) {
 			for _, l := range p.externalNames() {
@@ -203,8 +210,9 @@ func pushedDown() []Requirement {
 			p.refuses(q, codes.InvalidArgument)
 		}).should(),
 		asked("P-9.timeout", "With timeout_seconds a query MUST end soon after that time, with its answer or with an error.", func(p *probe) {
-			for _, q := range []*pushdown.Query{p.instant(heavy), p.over(heavy)} {
-				q.Timeout = 1
+			short, long := p.instant(heavy), p.over(heaviest)
+			short.Timeout, long.Timeout, long.Step = 1, 1, 5
+			for _, q := range []*pushdown.Query{short, long} {
 				if took, _, ok := p.ended(func() error { return p.query(q).Err }); !ok || took > time.Second+prompt {
 					p.fail(q.String(), "it took %v", took.Round(time.Millisecond))
 				}
@@ -213,9 +221,12 @@ func pushedDown() []Requirement {
 		asked("P-9.cancel", "A call that is cancelled MUST free everything: the subject answers as before, and soon.", func(p *probe) {
 			for i := range 24 {
 				ctx, cancel := context.WithTimeout(p.ctx, time.Duration(1+i)*time.Millisecond)
-				p.requests++
-				pushdown.Ask(ctx, p.s.Wire, p.over(heavy))
+				took, _, ok := p.ended(func() error { return pushdown.Ask(ctx, p.s.Wire, p.over(heavy)).Err })
 				cancel()
+				if !ok || took > prompt {
+					p.fail(p.over(heavy).String()+", cancelled", "it took %v", took.Round(time.Millisecond))
+					return
+				}
 			}
 			q := p.instant(`sum(cert_matrix)`)
 			if took, _, ok := p.ended(func() error { return p.query(q).Err }); !ok || took > prompt {
@@ -254,8 +265,12 @@ func pushedDown() []Requirement {
 	return append(r, unclaimed)
 }
 
-// heavy is a query that takes an engine a while.
-const heavy = `sum(max_over_time(rate(cert_requests_total[5m])[5h:1s]))`
+// heavy is a query that takes an engine a tenth of a second, and heaviest one that takes it
+// several with a small step: many series, of which each takes a part.
+const (
+	heavy    = `sum(max_over_time(rate(cert_requests_total[5m])[5h:1s]))`
+	heaviest = `sum(quantile_over_time(0.3, ({__name__=~"cert_(env|matrix|prefix|requests_total)"})[2h:1s]))`
+)
 
 func external(p *probe) {
 	for _, ext := range p.external {
