@@ -413,7 +413,7 @@ func queries() []*Mutant {
 		})},
 		{Name: "nothing selected is zero", Kills: []string{"P-8.no-match"}, Query: text(`^sum\(cert_no_such_metric\)$`, "vector(0)")},
 		{Name: "a bad expression is a warning", Kills: []string{"P-8.bad-expression"}, Query: ignoring(codes.InvalidArgument)},
-		{Name: "a bad expression is an internal error", Kills: []string{"P-8.bad-expression"}, Query: replying(func(_ *question, r *reply) {
+		{Name: "a bad expression is an internal error", Kills: []string{"P-8.bad-expression-code"}, Query: replying(func(_ *question, r *reply) {
 			if status.Code(r.err) == codes.InvalidArgument {
 				r.err = status.Error(codes.Internal, status.Convert(r.err).Message())
 			}

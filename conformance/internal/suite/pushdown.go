@@ -181,14 +181,9 @@ func pushedDown() []Requirement {
 			p.deduplicated(p.externalNames())
 		}).replicas(),
 		asked("P-8.no-match", "A query that selects nothing MUST be an empty answer and no error.", both(`cert_no_such_metric`, `sum(cert_no_such_metric)`, `rate(cert_no_such_metric[5m])`, `cert_matrix{cert_no_such_label="x"}`, `cert_requests_total > 1e9`)),
-		asked("P-8.bad-expression", "An expression that is none MUST be refused with InvalidArgument.", func(p *probe) {
-			for _, text := range []string{``, `sum(`, `cert_matrix{`, `rate(cert_matrix)`, `no_such_function(cert_matrix)`, `cert_matrix{n=~"("}`, `1 + "x"`, `cert_matrix[5m] + 1`, `{}`} {
-				p.refuses(p.instant(text), codes.InvalidArgument)
-				p.refuses(p.over(text), codes.InvalidArgument)
-			}
-			p.refuses(p.over(`"text"`), codes.InvalidArgument)
-			p.refuses(p.over(`cert_matrix[5m]`), codes.InvalidArgument)
-		}),
+		asked("P-8.bad-expression", "An expression that is none MUST be refused.", func(p *probe) { p.refusesExpressions(codes.OK) }),
+		asked("P-8.bad-expression-code", "An expression that is none SHOULD be refused with InvalidArgument. (Thanos' querier says Aborted.)",
+			func(p *probe) { p.refusesExpressions(codes.InvalidArgument) }).should(),
 		asked("P-8.evaluation", "A query of which the evaluation fails MUST be an error: what is left of an answer looks like a whole one.", func(p *probe) {
 			for _, text := range []string{`cert_env * on () group_left () cert_matrix`, `cert_requests_total + on (job) cert_requests_total`, `label_replace(cert_matrix, "n", "1", "n", ".*")`} {
 				p.refuses(p.instant(text), codes.OK)
@@ -399,6 +394,16 @@ func (p *probe) wrong(q *pushdown.Query, a *pushdown.Answer, eps float64) *pushd
 		return &pushdown.Difference{Message: fmt.Sprintf("the call failed: %v", a.Err)}
 	}
 	return pushdown.Compare(want, a.Series, eps)
+}
+
+// refusesExpressions asks for what is no expression, or no such result.
+func (p *probe) refusesExpressions(want codes.Code) {
+	for _, text := range []string{``, `sum(`, `cert_matrix{`, `rate(cert_matrix)`, `no_such_function(cert_matrix)`, `cert_matrix{n=~"("}`, `1 + "x"`, `cert_matrix[5m] + 1`, `{}`} {
+		p.refuses(p.instant(text), want)
+		p.refuses(p.over(text), want)
+	}
+	p.refuses(p.over(`"text"`), want)
+	p.refuses(p.over(`cert_matrix[5m]`), want)
 }
 
 // refuses wants an error, of the code unless that is OK.
