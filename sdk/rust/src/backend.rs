@@ -123,13 +123,16 @@ pub struct Batch {
     samples: Vec<(i64, f64)>,
     notices: Writer,
     size: usize,
+    /// Of labels and samples, about what the frame will have.
+    bytes: usize,
     chunks: bool,
     done: bool,
     emitted: usize,
 }
 
 const SAMPLES_PER_CHUNK: usize = 120;
-const SAMPLES_PER_BATCH: usize = 1 << 16;
+/// A batch of several series has to fit into 4 MiB (rule S-2).
+const BYTES_PER_BATCH: usize = 1 << 20;
 
 impl Batch {
     /// Adds a series. Labels are sorted by name; samples ascend in time, ms. False if
@@ -138,6 +141,14 @@ impl Batch {
         if self.done {
             return false;
         }
+        let bytes = labels.iter().map(|l| l.0.len() + l.1.len() + 8).sum::<usize>() + 16 * samples.len();
+        if !self.rows.is_empty() && self.bytes + bytes > BYTES_PER_BATCH {
+            self.flush();
+            if self.done {
+                return false;
+            }
+        }
+        self.bytes += bytes;
         let labels = labels.iter().filter(|l| !l.1.is_empty()).map(|l| (self.names.id(&l.0), self.values.id(&l.1))).collect();
         let mut row = Row { labels, records: Vec::new() };
         for c in samples.chunks(SAMPLES_PER_CHUNK) {
@@ -146,7 +157,7 @@ impl Batch {
             row.records.push(Record { times: (c[0].0, c[c.len() - 1].0), from, to: self.samples.len() });
         }
         self.rows.push(row);
-        if self.rows.len() >= self.size || self.samples.len() >= SAMPLES_PER_BATCH {
+        if self.rows.len() >= self.size || self.bytes >= BYTES_PER_BATCH {
             self.flush();
         }
         !self.done
@@ -170,6 +181,7 @@ impl Batch {
         self.samples.clear();
         self.names = Symbols::default();
         self.values = Symbols::default();
+        self.bytes = 0;
         if !w.bytes.is_empty() && !self.done {
             self.emitted += 1;
             // SAFETY: the host reads the bytes while it is called.
