@@ -1,8 +1,8 @@
 // Copyright The Promweave Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// A store backend for Promweave as a service: it makes up temperature and humidity of rooms. Replace class
-// Store by your store.
+// A store backend for Promweave as a service: it makes up temperature and humidity of rooms, or has what is in a
+// file. Replace class Store by your store.
 
 import { randomBytes } from "node:crypto";
 import { once } from "node:events";
@@ -17,7 +17,9 @@ import { compareLabels, compareText, compileMatchers, failure, labelSet, type La
 type Range = { min_time: string; max_time: string; matchers: Matcher[] };
 type SeriesCall = Range & { instance: string; skip_chunks: boolean; limit: string };
 type LabelsCall = Range & { instance: string; name: string; without_replica_labels: string[]; limit: string };
-type Series = { labels: Label[]; value: (time: number) => number };
+type Sample = { time: number; value: number };
+/** between has the samples from one time to another, both inclusive, in order; there are none before since. */
+type Series = { labels: Label[]; since: number; between: (first: number, last: number) => Sample[] };
 
 const pieceSamples = 2_000; // in one message: a series may come in pieces (rule S-2)
 const mostSamples = 5_000_000; // in one answer
@@ -28,6 +30,7 @@ const schema = {
   type: "object",
   additionalProperties: false,
   properties: {
+    file: { type: "string" },
     rooms: { type: "array", items: { type: "string" } },
     labels: { type: "object", additionalProperties: { type: "string" } },
     since: { type: "integer" },
@@ -35,73 +38,113 @@ const schema = {
   },
 };
 
+/** Stored is a series with the labels of its own. */
+type Stored = { own: Record<string, string>; since: number; between: Series["between"] };
+
+/** Series of a room that are made up, from a time on, ms, one sample each step. */
+function madeUp(room: string, phase: number, since: number, step: number): Stored[] {
+  const wave = (time: number) => Math.sin((2 * Math.PI * time) / 86_400_000 + phase);
+  const every = (value: (time: number) => number) => (first: number, last: number) => {
+    const out = [];
+    const end = Math.floor(Math.min(last, Date.now()) / step) * step;
+    if ((end - Math.max(first, since)) / step > mostSamples) throw tooMany();
+    for (let time = Math.ceil(Math.max(first, since) / step) * step; time <= end; time += step) out.push({ time, value: value(time) });
+    return out;
+  };
+  return [
+    { own: { __name__: "room_temperature_celsius", room }, since, between: every((time) => 20 + 3 * wave(time)) },
+    { own: { __name__: "room_humidity_ratio", room }, since, between: every((time) => 0.5 - 0.1 * wave(time)) },
+  ];
+}
+
+/** Series of a file in JSON: a list of {"labels": {...}, "samples": [[ms, value], ...]}, in order of time. */
+function listed(file: string): Stored[] {
+  // JSON has no words for what is no number: such a value is a string, as Prometheus writes it.
+  const number = (v: number | string) => (v === "+Inf" ? Infinity : v === "-Inf" ? -Infinity : Number(v));
+  const list = JSON.parse(readFileSync(file, "utf8")) as { labels: Record<string, string>; samples: [number, number | string][] }[];
+  return list.map(({ labels, samples }) => {
+    const all = samples.map(([time, value]): Sample => ({ time, value: number(value) }));
+    return { own: labels, since: all[0]?.time ?? Infinity, between: (first, last) => all.filter((x) => x.time >= first && x.time <= last) };
+  });
+}
+
+/** Adds the next in order; those that have become equal are one series (rule S-2), with one sample at a time. */
+function joined(list: Series[], next: Series): Series[] {
+  const last = list.at(-1);
+  if (!last || compareLabels(last.labels, next.labels) !== 0) return [...list, next];
+  const both: Series["between"] = (from, to) =>
+    [...last.between(from, to), ...next.between(from, to)].sort((a, b) => a.time - b.time).filter((x, i, all) => x.time !== all[i - 1]?.time);
+  return [...list.slice(0, -1), { labels: last.labels, since: Math.min(last.since, next.since), between: both }];
+}
+
+const tooMany = () => failure(grpc.status.RESOURCE_EXHAUSTED, `more than ${mostSamples} samples: ask for less, or for a shorter time`);
+
 /** Store is one configured instance. */
 class Store {
   used = Date.now();
   readonly external: Label[];
-  private readonly series: Series[] = [];
-  private readonly since: number;
-  private readonly step: number;
+  private readonly series: Series[];
 
   /** An error names the key that is wrong. */
   constructor(config: Record<string, unknown>) {
     const wrong = (key: string, want: string) => failure(grpc.status.INVALID_ARGUMENT, `${key}: ${want}`);
-    const { rooms = ["north", "south"], labels = {}, since = 0, step_seconds = 15, ...rest } = config;
-    for (const key in rest) throw wrong(key, "unknown key; there are rooms, labels, since, step_seconds");
+    const { file = "", rooms = ["north", "south"], labels = {}, since = 0, step_seconds = 15, ...rest } = config;
+    for (const key in rest) throw wrong(key, "unknown key; there are file, rooms, labels, since, step_seconds");
     const texts = (x: unknown): x is string[] => Array.isArray(x) && x.every((v) => typeof v === "string" && v !== "");
     if (!texts(rooms) || new Set(rooms).size !== rooms.length) throw wrong("rooms", "want a list of names, each once");
     if (typeof labels !== "object" || !labels || !texts(Object.values(labels))) throw wrong("labels", "want names with values");
     if ("room" in labels || "__name__" in labels) throw wrong("labels", "room and __name__ are taken");
     if (!Number.isSafeInteger(since)) throw wrong("since", "want milliseconds since 1970");
     if (!Number.isInteger(step_seconds) || (step_seconds as number) < 1) throw wrong("step_seconds", "want a whole number above 0");
-    this.since = since as number;
-    this.step = (step_seconds as number) * 1000;
+    if (typeof file !== "string") throw wrong("file", "want the name of a file");
     this.external = labelSet(labels as Record<string, string>);
-    rooms.forEach((room, i) => {
-      const wave = (time: number) => Math.sin((2 * Math.PI * time) / 86_400_000 + i);
-      const add = (metric: string, value: Series["value"]) =>
-        this.series.push({ labels: labelSet({ __name__: metric, room, ...(labels as Record<string, string>) }), value });
-      add("room_temperature_celsius", (time) => 20 + 3 * wave(time));
-      add("room_humidity_ratio", (time) => 0.5 - 0.1 * wave(time));
-    });
-    this.series.sort((a, b) => compareLabels(a.labels, b.labels));
+    let all;
+    try {
+      all = file ? listed(file) : rooms.flatMap((room, i) => madeUp(room, i, since as number, (step_seconds as number) * 1000));
+    } catch (err) {
+      throw wrong("file", (err as Error).message);
+    }
+    // External labels are on every series, and take the place of stored ones (rule S-4).
+    const final = all.map(({ own, ...rest }): Series => ({ labels: labelSet({ ...own, ...(labels as Record<string, string>) }), ...rest }));
+    this.series = final.sort((a, b) => compareLabels(a.labels, b.labels)).reduce(joined, [] as Series[]);
   }
 
   info() {
     const label_sets = this.external.length > 0 ? [{ labels: this.external }] : []; // none: cannot say
-    return { label_sets, has_time_range: true, min_time: this.since, max_time: "9223372036854775807", capabilities };
+    const min_time = Math.min(...this.series.map((s) => s.since));
+    return { label_sets, has_time_range: Number.isFinite(min_time), min_time: Number.isFinite(min_time) ? min_time : 0, max_time: "9223372036854775807", capabilities };
   }
 
-  /** The series that match and have samples in the range, in order, and the times of those. */
-  select(range: Range): { series: Series[]; first: number; last: number } {
+  /** The series that match and have samples in the range, in order, with those samples. */
+  *select(range: Range): Generator<{ labels: Label[]; samples: Sample[] }> {
     const matches = compileMatchers(range.matchers);
     // Bounds reach as far as 64 bits do; as numbers they are inexact only far beyond our data.
-    const first = Math.ceil(Math.max(Number(range.min_time), this.since) / this.step) * this.step;
-    const last = Math.floor(Math.min(Number(range.max_time), Date.now()) / this.step) * this.step;
-    return { series: first <= last ? this.series.filter((s) => matches(s.labels)) : [], first, last };
+    const first = Number(range.min_time);
+    const last = Number(range.max_time);
+    for (const s of this.series) {
+      const samples = matches(s.labels) ? s.between(first, last) : [];
+      if (samples.length > 0) yield { labels: s.labels, samples };
+    }
   }
 
   /** Yields messages of type SeriesBatch. */
   *batches(call: SeriesCall) {
-    const { series, first, last } = this.select(call);
-    const limit = Number(call.limit) || series.length;
-    const each = (last - first) / this.step + 1;
-    if (!call.skip_chunks && each * Math.min(limit, series.length) > mostSamples)
-      throw failure(grpc.status.RESOURCE_EXHAUSTED, `more than ${mostSamples} samples: ask for less, or for a shorter time`);
-    for (const s of series.slice(0, limit)) {
-      if (call.skip_chunks) yield { series: [{ labels: s.labels }] };
-      for (let from = first; from <= last && !call.skip_chunks; from += pieceSamples * this.step) {
-        const samples = [];
-        for (let time = from; time <= last && samples.length < pieceSamples; time += this.step)
-          samples.push({ time, value: s.value(time) });
-        yield { series: [{ labels: s.labels, samples }] };
+    let left = Number(call.limit) || Infinity;
+    let sent = 0;
+    for (const { labels, samples } of this.select(call)) {
+      if (left-- <= 0) return;
+      if (call.skip_chunks) {
+        yield { series: [{ labels }] };
+        continue;
       }
+      if ((sent += samples.length) > mostSamples) throw tooMany();
+      for (let at = 0; at < samples.length; at += pieceSamples) yield { series: [{ labels, samples: samples.slice(at, at + pieceSamples) }] };
     }
   }
 
   /** Label names, or with a name the values of that label. */
   labels(call: LabelsCall) {
-    const found = this.select(call).series.flatMap((s) => s.labels.filter((l) => !call.without_replica_labels.includes(l.name)));
+    const found = [...this.select(call)].flatMap((s) => s.labels.filter((l) => !call.without_replica_labels.includes(l.name)));
     const values = call.name === "" ? found.map((l) => l.name) : found.filter((l) => l.name === call.name).map((l) => l.value);
     const sorted = [...new Set(values)].sort(compareText);
     return { values: sorted.slice(0, Number(call.limit) || sorted.length) };
