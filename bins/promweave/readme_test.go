@@ -41,6 +41,7 @@ func TestIntegrationReadmeOfPlugins(t *testing.T) {
 	http := freePort(t)
 	_, port, _ := strings.Cut(freePort(t), ":")
 	addresses := strings.NewReplacer("127.0.0.1:9090", http, "127.0.0.1:10901", freePort(t),
+		"127.0.0.1:8080", "127.0.0.1:"+port,
 		// The server that a new project is tried with has its address in files.
 		"python3 readings/try/server.py", "sed -i s/8080/"+port+"/ readings/plugin.yaml readings/try/server.py\npython3 readings/try/server.py")
 	runBlocks(t, "../../sdk/README.md", 10, short(t), addresses, "CHECKOUT="+checkout, "PROMWEAVE_SERVER=http://"+http)

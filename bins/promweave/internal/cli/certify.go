@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -36,6 +37,7 @@ import (
 	"github.com/promweave/promweave/plugins/registry"
 	"github.com/promweave/promweave/plugins/trust"
 	"github.com/promweave/promweave/sdk/backend"
+	"github.com/promweave/promweave/sdk/filter"
 	"github.com/promweave/promweave/sdk/storeapi"
 )
 
@@ -43,6 +45,7 @@ import (
 type certifyFlags struct {
 	endpoint, plugin, wasm, dial, backend string
 	configFile, settings                  string
+	http                                  []string
 	manifest, remoteWrite, blocks         string
 	wait                                  time.Duration
 	external, claim, unclaim, notClaimed  []string
@@ -109,7 +112,8 @@ Exit codes: 0 certified, 1 not certified, 2 wrong usage.`,
 	fl.IntVar(&f.pid, "pid", 0, "process of a --dial filter, if it runs here: its memory is watched")
 	fl.StringArrayVar(&f.series, "series", nil, `label set that the settings of the filter are about, as '__name__="m",k8s_pod="p"'`)
 	fl.StringVar(&f.configFile, "config", config.DefaultFile, "configuration file, for --backend")
-	fl.StringVar(&f.settings, "settings", "", "configuration of a plug-in: JSON, or @FILE")
+	fl.StringVar(&f.settings, "settings", "", "configuration of a plug-in: JSON, or @FILE; empty is the sample of its plugin.yaml, if it has one")
+	fl.StringArrayVar(&f.http, "http", nil, "URL of a server that a --wasm module may ask, besides those of its plugin.yaml")
 	fl.StringVar(&f.manifest, "corpus", "", "manifest of the corpus that the subject has; empty is the whole of the usual one")
 	fl.StringVar(&f.remoteWrite, "remote-write", "", "URL by which the subject is loaded with the corpus before")
 	fl.StringVar(&f.blocks, "blocks", "", "directory, or bucket, to which TSDB blocks of the corpus are written before")
@@ -153,6 +157,8 @@ func (f *certifyFlags) check(cmd *cobra.Command) error {
 		return usage(cmd, "--kind, --idempotent, --denied, --series, --pid and --time are about filters: they go with --filter")
 	case n != 1:
 		return usage(cmd, "one of --endpoint, --plugin, --wasm, --dial and --backend says what is certified")
+	case len(f.http) > 0 && f.wasm == "":
+		return usage(cmd, "--http is what a module may ask: it goes with --wasm")
 	case f.remoteWrite != "" && f.blocks != "":
 		return usage(cmd, "--remote-write and --blocks are two ways to load the same data: take one")
 	case (f.summary == "") != (f.keyFile == ""):
@@ -368,26 +374,11 @@ func (a *app) openSubject(ctx context.Context, f *certifyFlags, s *conformance.S
 		s.Backend, end, err = serve.OpenBackend(ctx, cfg, f.backend, log)
 		return end, err
 	}
-	spec, settings := registry.Spec{Launch: registry.Spawn, Path: f.plugin}, "{}"
-	switch {
-	case f.wasm != "":
-		spec.Launch, spec.Path = registry.WASM, f.wasm
-	case f.dial != "":
-		spec = registry.Spec{Launch: registry.Dial, Address: f.dial}
-		s.Origin = f.dial
-	}
-	if spec.Path != "" {
-		if spec.Path, err = filepath.Abs(spec.Path); err != nil {
-			return nil, err
-		}
-		if _, spec.SHA256, err = trust.ReadFile(spec.Path); err != nil {
-			return nil, err
-		}
-		s.Origin = spec.Path
-	}
-	if settings, err = f.settingsText(); err != nil {
+	spec, settings, err := f.launched()
+	if err != nil {
 		return nil, err
 	}
+	s.Origin = cmp.Or(spec.Path, spec.Address)
 	dir, err := workbench.TempDir()
 	if err != nil {
 		return nil, err
@@ -413,7 +404,45 @@ func (a *app) openSubject(ctx context.Context, f *certifyFlags, s *conformance.S
 	}, nil
 }
 
-func (f *certifyFlags) settingsText() (string, error) {
+// launched is the plug-in that --plugin, --wasm, --dial or --kind names, and its settings.
+// What belongs to a project, or was installed, may do what its plugin.yaml asks for: this is
+// its author's machine, or that of somebody who tries it.
+func (f *certifyFlags) launched() (spec registry.Spec, settings string, err error) {
+	spec = registry.Spec{Launch: registry.Spawn, Path: cmp.Or(f.plugin, f.wasm), CallTime: f.callTime}
+	switch {
+	case f.kind != "":
+		spec.Launch, spec.Kind = registry.Builtin, f.kind
+	case f.dial != "":
+		spec.Launch, spec.Address = registry.Dial, f.dial
+	case f.wasm != "":
+		spec.Launch = registry.WASM
+	}
+	sample := ""
+	if spec.Path != "" {
+		if spec.Path, err = filepath.Abs(spec.Path); err != nil {
+			return spec, "", err
+		}
+		if _, spec.SHA256, err = trust.ReadFile(spec.Path); err != nil {
+			return spec, "", err
+		}
+		if m, _, err := manifestOf(spec.Path); err == nil {
+			sample = m.Config
+			if f.wasm != "" {
+				workbench.Grant(&spec, m)
+			}
+		}
+		for _, u := range f.http {
+			if !slices.Contains(spec.Permissions, filter.PermissionHTTP) {
+				spec.Permissions = append(spec.Permissions, filter.PermissionHTTP)
+			}
+			spec.HTTP = append(spec.HTTP, registry.HTTPRule{URL: u, AllowPrivate: true})
+		}
+	}
+	settings, err = f.settingsText(cmp.Or(sample, "{}"))
+	return spec, settings, err
+}
+
+func (f *certifyFlags) settingsText(otherwise string) (string, error) {
 	text := f.settings
 	if file, ok := strings.CutPrefix(text, "@"); ok {
 		data, err := os.ReadFile(file)
@@ -423,7 +452,7 @@ func (f *certifyFlags) settingsText() (string, error) {
 		text = string(data)
 	}
 	if text == "" {
-		return "{}", nil
+		return otherwise, nil
 	}
 	if !json.Valid([]byte(text)) {
 		return "", fmt.Errorf("--settings: %.80s is not JSON", text)

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -24,36 +23,17 @@ import (
 	"github.com/promweave/promweave/plugins/carrier"
 	"github.com/promweave/promweave/plugins/filtering"
 	"github.com/promweave/promweave/plugins/registry"
-	"github.com/promweave/promweave/plugins/trust"
 	"github.com/promweave/promweave/sdk/backend"
 	"github.com/promweave/promweave/sdk/filter"
 )
 
 // certifyFilter certifies a filter, in front of stores that the suite makes up.
 func (a *app) certifyFilter(ctx context.Context, f *certifyFlags, run func(string) bool) (*report.Report, error) {
-	spec := registry.Spec{Launch: registry.Builtin, Kind: f.kind}
-	switch path := cmp.Or(f.plugin, f.wasm); {
-	case f.dial != "":
-		spec = registry.Spec{Launch: registry.Dial, Address: f.dial}
-	case path != "":
-		full, err := filepath.Abs(path)
-		if err != nil {
-			return nil, err
-		}
-		spec = registry.Spec{Launch: registry.Spawn, Path: full}
-		if f.wasm != "" {
-			spec.Launch = registry.WASM
-		}
-		if _, spec.SHA256, err = trust.ReadFile(full); err != nil {
-			return nil, err
-		}
-	}
-	spec.CallTime = f.callTime
-	callers, series, err := f.samples()
+	spec, settings, err := f.launched()
 	if err != nil {
 		return nil, err
 	}
-	settings, err := f.settingsText()
+	callers, series, err := f.samples()
 	if err != nil {
 		return nil, err
 	}

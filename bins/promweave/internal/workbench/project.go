@@ -108,13 +108,18 @@ func (p *Project) Spec() (registry.Spec, error) {
 		return registry.Spec{}, err
 	}
 	s := registry.Spec{Launch: p.Manifest.Launch, Path: path, SHA256: digest}
-	for _, x := range p.Manifest.Permissions {
+	Grant(&s, p.Manifest)
+	return s, nil
+}
+
+// Grant lets a plug-in do what its manifest asks for: here is where its author works.
+func Grant(s *registry.Spec, m *trust.Manifest) {
+	for _, x := range m.Permissions {
 		s.Permissions = append(s.Permissions, filter.Permission(x))
 	}
-	for _, r := range p.Manifest.HTTP {
+	for _, r := range m.HTTP {
 		s.HTTP = append(s.HTTP, registry.HTTPRule{URL: r.URL, Methods: r.Methods, AllowPrivate: true})
 	}
-	return s, nil
 }
 
 // TempDir makes a directory for this user alone whose path is short enough for sockets,
