@@ -17,6 +17,10 @@ import (
 // buckets cover the range of a float in 2^19 steps for each sign.
 const maxBuckets = 1 << 20
 
+// CheckHistograms looks over the start of a chunk of histograms that nobody vouches for, before
+// the library decodes it: an error says that it promises more buckets than it has bytes for.
+func CheckHistograms(enc chunkenc.Encoding, data []byte) error { return checkLayout(enc, data) }
+
 // checkLayout looks over the start of a histogram chunk. The library believes the
 // bucket counts there, and would allocate for four thousand million buckets that
 // a few bytes promise; and it panics later on spans that overlap.
