@@ -30,7 +30,7 @@ type xorDecoder struct {
 	left, read int
 	// low and high bound the timestamps as declared.
 	low, high int64
-	// marker: the last sample may repeat the timestamp before it (see counter.go).
+	// marker: the second and the last sample may repeat the timestamp before (see counter.go).
 	marker bool
 
 	t, delta int64
@@ -197,7 +197,9 @@ func (d *xorDecoder) head() error {
 	d.delta = int64(u)
 	d.pos += uint(n) * 8
 	next := d.t + d.delta
-	if next <= d.t && !(d.marker && next == d.t && d.left == 1) {
+	// The first window of a counter ends with its first sample if that is all it has, or
+	// comes in its last millisecond.
+	if next < d.t || next == d.t && !d.marker {
 		return fmt.Errorf("time %d follows %d", next, d.t)
 	}
 	if next > d.high {
