@@ -23,8 +23,8 @@ test: ## Run all tests that need no other servers.
 	$(GO) test -timeout 20m $(PKGS)
 
 .PHONY: race
-race: ## The same with the race detector, which takes longer.
-	$(GO) test -race -timeout 20m $(PKGS)
+race: ## The same with the race detector, but for what takes long.
+	$(GO) test -race -short -timeout 20m $(PKGS)
 
 .PHONY: integration
 integration: build ## Tests against real servers; .ci/run installs those (Debian packages).

@@ -419,7 +419,7 @@ func (p *probe) rowsOf(n int) []labels.Labels {
 }
 
 func (p *probe) manyRows() {
-	for _, n := range []int{hostRows, 1 << 16} {
+	for _, n := range []int{hostRows, mostHostRows, 1 << 16} {
 		rows := p.rowsOf(n)
 		if _, err := p.rewrite(rows); p.fault(err) && (n == hostRows || !late(err)) {
 			p.fail(fmt.Sprintf("rewrite of a frame of %d rows", len(rows)), "%v", err)

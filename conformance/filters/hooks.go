@@ -20,8 +20,11 @@ import (
 )
 
 // hostRows is how many rows a host puts in the first frames, before it knows how long the
-// filter takes for them.
-const hostRows = 512
+// filter takes for them; mostHostRows how many it puts in one at most.
+const (
+	hostRows     = 512
+	mostHostRows = 2048
+)
 
 func tierless(p *probe) string {
 	if p.plan.Tier == filter.TierNone {
