@@ -57,7 +57,7 @@ func chunkCount(mint, maxt, in, out int64, n int) int {
 	// bit, and so about bytes.
 	fullness := min(1, float64(n)/(float64(maxt-mint)/float64(in)))
 	expected := int(float64((maxt-mint)/out)*fullness) + 1
-	return expected/(chunkPoints+1) + 1
+	return max(1, expected/(chunkPoints+1)+1) // times may be any, and overflow
 }
 
 // batchEnd is where the batch of samples ends that begins with number i of n: after size of
