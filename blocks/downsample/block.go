@@ -92,22 +92,18 @@ func block(ctx context.Context, src *meta.Meta, dir, out string, resolution int6
 	if err := removeUnfinished(out, o.Logger); err != nil {
 		return nil, err
 	}
-	id, err := ulid.New(ulid.Timestamp(time.Now()), rand.Reader)
+	id, release, err := claim(out)
 	if err != nil {
 		return nil, err
 	}
 	final := filepath.Join(out, id.String())
-	tmp, lock := final+creating, final+locked
-	release, _, err := fileutil.Flock(lock)
-	if err != nil {
-		return nil, err
-	}
+	tmp := final + creating
 	// The lock is let go when there is nothing left that could be taken for unfinished.
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, os.RemoveAll(tmp))
 		}
-		err = errors.Join(err, os.Remove(lock), release.Release())
+		err = errors.Join(err, os.Remove(final+locked), release.Release())
 	}()
 	if err := os.Mkdir(tmp, 0o777); err != nil {
 		return nil, err
@@ -117,6 +113,28 @@ func block(ctx context.Context, src *meta.Meta, dir, out string, resolution int6
 		return nil, err
 	}
 	return m, fileutil.Rename(tmp, final)
+}
+
+// claim is a new id whose lock in out is held.
+func claim(out string) (ulid.ULID, fileutil.Releaser, error) {
+	var last error
+	for range 10 {
+		id, err := ulid.New(ulid.Timestamp(time.Now()), rand.Reader)
+		if err != nil {
+			return id, nil, err
+		}
+		name := filepath.Join(out, id.String()+locked)
+		release, _, err := fileutil.Flock(name)
+		if err == nil {
+			if _, err = os.Stat(name); err == nil {
+				return id, release, nil
+			}
+			err = errors.Join(err, release.Release())
+		}
+		// Somebody who removes what is unfinished came between making the file and locking it.
+		last = err
+	}
+	return ulid.ULID{}, nil, last
 }
 
 // after is the resolution that blocks of one are downsampled to.
@@ -148,7 +166,9 @@ func removeUnfinished(out string, log *slog.Logger) error {
 			continue // somebody is at it
 		}
 		tmp := filepath.Join(out, name+creating)
-		log.Info("removing a downsampled block that was never finished", "dir", tmp)
+		if _, err := os.Stat(tmp); err == nil {
+			log.Info("removing a downsampled block that was never finished", "dir", tmp)
+		}
 		if err := errors.Join(os.RemoveAll(tmp), os.Remove(filepath.Join(out, name+locked)), release.Release()); err != nil {
 			return err
 		}
