@@ -225,6 +225,9 @@ func sameMeta(t *testing.T, src, want, got *meta.Meta, dir string) {
 			t.Errorf("%s: %v, %d bytes, not %d", f.RelPath, err, info.Size(), f.SizeBytes)
 		}
 	}
+	if !got.Thanos.UploadTime.IsZero() {
+		t.Error("it was not uploaded yet")
+	}
 	if got.ULID == src.ULID || got.ULID == want.ULID {
 		t.Error("no id of its own")
 	}

@@ -128,6 +128,13 @@ func TestHistograms(t *testing.T) {
 		{"zero buckets", []histogramSample{
 			{10, hist(1, 0.001, 1)}, {20, hist(1, 0.001, 2)}, {110, hist(1, 0.001, 3)}, {210, hist(1, 0.01, 4)}, {310, hist(1, 0.01, 5)},
 		}, "99-199: 99=3/2,5/3,2 199=4/3,4/3,1\n299-310: 299=5/4,5/4,1 310=6/5,6/5,1\n"},
+		// A narrower one counts as a reset. The counter keeps the width, the sums do not.
+		{"narrower zero buckets", []histogramSample{
+			{10, hist(1, 0.01, 1)}, {110, hist(1, 0.001, 2)}, {210, hist(1, 0.001, 3)},
+		}, "99-99: 99=2/1,2/1,1\n199-210: 199=5/3,3/2,1 210=6/4,4/3,1\n"},
+		{"counters that become gauges", []histogramSample{
+			{10, hist(1, 0, 1)}, {110, hist(1, 0, 2)}, histogramSample{210, hist(1, 0, 7)}.as(gauge), histogramSample{310, hist(1, 0, 3)}.as(gauge),
+		}, "99-199: 99=2/1,2/1,1 199=3/2,3/2,1\n299-310: 299=8/7,8/7,1 310=4/3,4/3,1\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			made, err := raw(native(t, c.in...), 100)
@@ -233,6 +240,7 @@ func TestCorruptChunks(t *testing.T) {
 	nh := native(t, histogramSample{1, hist(1, 0, 1)}, histogramSample{9, hist(1, 0, 2)})[0]
 	cut, late := nh, nh
 	cut.Data, late.minTime = nh.Data[:len(nh.Data)-8], 2
+	within := native(t, histogramSample{1, hist(1, 0, 1)}, histogramSample{7, hist(1, 0, 2)}, histogramSample{5, hist(1, 0, 3)}, histogramSample{9, hist(1, 0, 3)})[0]
 	ends := xor(point{9, 1})
 	ends.maxTime = 8
 	for _, c := range []struct {
@@ -251,6 +259,8 @@ func TestCorruptChunks(t *testing.T) {
 		{"order", []stored{xor(point{5, 1}), xor(point{1, 1})}, "it overlaps the chunk before, or is out of order: that ends at 5"},
 		{"histogram cut", []stored{cut}, "the chunk from 1 to 9 at byte 0 of segment 000001: EOF"},
 		{"histogram too early", []stored{late}, "a sample at 1, which is not in its range"},
+		{"histogram back in time", native(t, histogramSample{9, hist(1, 0, 1)}, histogramSample{5, hist(1, 0, 2)}), "it ends before it begins"},
+		{"histogram back in between", []stored{within}, "go back in time at 5"},
 		{"buckets without end", []stored{data(chunkenc.EncFloatHistogram, "\x00\x01\x00\xff\x00\x00\x00\x00\x00\x00\x00\x00\x0f\xff\xff\xff\xff\xff\xff\xff\xff\xff")}, "the chunk from 1 to 9"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
