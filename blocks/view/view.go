@@ -113,6 +113,9 @@ func NewFetcher(bkt objstore.BucketReader, cfg Config) *Fetcher {
 // Fetch takes a look that begins after the call: who has just uploaded a block sees it. Calls
 // that wait for each other share one. An error says that nothing could be seen.
 func (f *Fetcher) Fetch(ctx context.Context) (*View, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
 	began := f.started.Load()
 	select {
 	case f.turn <- struct{}{}:

@@ -73,7 +73,8 @@ type observed struct {
 	gets []string
 	list int
 	fail map[string]error
-	hold chan struct{} // listings wait for it
+	// If set, a listing that is done says so, and waits.
+	seen, hold chan struct{}
 }
 
 func (o *observed) SupportedIterOptions() []objstore.IterOptionType {
@@ -85,12 +86,8 @@ func (o *observed) SupportedIterOptions() []objstore.IterOptionType {
 
 func (o *observed) listing() {
 	o.mu.Lock()
+	defer o.mu.Unlock()
 	o.list++
-	hold := o.hold
-	o.mu.Unlock()
-	if hold != nil {
-		<-hold
-	}
 }
 
 func (o *observed) Iter(ctx context.Context, dir string, f func(string) error, opts ...objstore.IterOption) error {
@@ -106,7 +103,12 @@ func (o *observed) IterWithAttributes(ctx context.Context, dir string, f func(ob
 	if err := o.fail[dir]; err != nil {
 		return err
 	}
-	return o.Bucket.IterWithAttributes(ctx, dir, f, opts...)
+	err := o.Bucket.IterWithAttributes(ctx, dir, f, opts...)
+	if o.hold != nil {
+		o.seen <- struct{}{}
+		<-o.hold
+	}
+	return err
 }
 
 func (o *observed) Get(ctx context.Context, name string) (io.ReadCloser, error) {
@@ -260,7 +262,7 @@ func TestTransientErrors(t *testing.T) {
 
 // TestFresh: a call never gets a look that began before it, and those that wait share one.
 func TestFresh(t *testing.T) {
-	bkt := &observed{Bucket: objstore.NewInMemBucket(), hold: make(chan struct{})}
+	bkt := &observed{Bucket: objstore.NewInMemBucket(), seen: make(chan struct{}, 10), hold: make(chan struct{})}
 	bkt.reset()
 	f := view.NewFetcher(bkt, view.Config{})
 	results := make(chan *view.View, 10)
@@ -272,16 +274,8 @@ func TestFresh(t *testing.T) {
 		results <- v
 	}
 	go fetch()
-	for {
-		bkt.mu.Lock()
-		n := bkt.list
-		bkt.mu.Unlock()
-		if n == 1 {
-			break
-		}
-		time.Sleep(time.Millisecond)
-	}
-	// The first look has begun. What is uploaded now is seen by whoever asks now.
+	<-bkt.seen
+	// The first look has listed what there is. What is uploaded now is seen by whoever asks now.
 	putMeta(t, bkt.Bucket, block(1))
 	const later = 5
 	for range later {
