@@ -1,7 +1,8 @@
 // Copyright The Promweave Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package compact says which blocks of a bucket are to be made one, and which are to go.
+// Package compact keeps a bucket in order: it says which blocks are to be made one,
+// downsampled, or to go, and does it.
 //
 // What is planned, and in which order, is what Thanos' compactor plans (pkg/compact,
 // planner.go), which in turn plans as Prometheus does for its own directory: a bucket that

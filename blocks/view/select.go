@@ -111,6 +111,10 @@ var exempt = []string{meta.SourceCompactor, meta.SourceCompactorRepair, meta.Sou
 // ConsistencyDelay keeps blocks that were uploaded at least so long before now, for providers
 // where not everybody sees at once what was written.
 func ConsistencyDelay(now time.Time, delay time.Duration) Filter {
+	if delay <= 0 {
+		// Not even one whose uploader's clock is fast.
+		return func(blocks []*Block, _ func(*Block, State)) []*Block { return blocks }
+	}
 	return keep(TooFresh, func(b *Block) bool {
 		at := b.Meta.Thanos.UploadTime
 		if at.IsZero() {
