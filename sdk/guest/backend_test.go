@@ -257,3 +257,105 @@ func TestJSONBackend(t *testing.T) {
 		t.Errorf("description %v %v", &d, err)
 	}
 }
+
+// TestJSONBackendNow: what the SDK in Rust has learnt since the golden module was made.
+func TestJSONBackendNow(t *testing.T) {
+	code, err := buildRust(t.TempDir(), "../rust/examples/json_backend.rs")
+	var why absent
+	if errors.As(err, &why) {
+		t.Skip(why.why)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := open(t, code)
+	var answer string
+	m.fetch = func(*pluginpb.HTTPRequest) (*pluginpb.HTTPResponse, string, error) {
+		return &pluginpb.HTTPResponse{Status: 200, Length: -1}, answer, nil
+	}
+	if _, err := m.configure("url=http://api/data"); err != nil {
+		t.Fatal(err)
+	}
+	var info pluginpb.InfoReply
+	if err := m.ask("info", &pluginpb.InfoCall{Instance: 1}, &info); err != nil {
+		t.Fatal(err)
+	}
+	if c := info.Capabilities; !c.GetSeriesLimit() || !c.GetBoundedLabels() || !c.GetCompleteness() || c.GetStaleMarkers() || c.GetSharding() || c.GetWithoutReplicaLabels() {
+		t.Errorf("claims %v", c)
+	}
+	list := func(series ...string) string { return `{"series":[` + strings.Join(series, ",") + `]}` }
+	one := func(value string) string { return fmt.Sprintf(`{"labels":{"a":"%s"},"points":[[1,1]]}`, value) }
+
+	t.Run("limit", func(t *testing.T) {
+		answer = list(one("c"), one("a"), one("b"))
+		for limit, want := range map[uint64]int{0: 3, 1: 1, 2: 2, 3: 3, 4: 3} {
+			for _, size := range []uint32{0, 1, 2} {
+				got, err := m.series(&pluginpb.SeriesCall{Instance: 1, MaxTime: 1, SkipChunks: true, Limit: limit, BatchSize: size})
+				if err != nil || cmp.Diff([]string{`a="a" no chunks`, `a="b" no chunks`, `a="c" no chunks`}[:want], got) != "" {
+					t.Errorf("limit %d in batches of %d: %q, %v", limit, size, got, err)
+				}
+			}
+		}
+	})
+
+	// Batches of several series fit into a message of 4 MiB, labels and samples; a series
+	// that is larger by itself is a batch of its own.
+	t.Run("batches", func(t *testing.T) {
+		var points []string
+		for i := range 150_000 {
+			points = append(points, fmt.Sprintf("[%d,1]", i))
+		}
+		wide := func(first string, n int) string { return one(first + strings.Repeat("x", n)) }
+		long := func(first string, n int) string {
+			return fmt.Sprintf(`{"labels":{"a":"%s"},"points":[%s]}`, first, strings.Join(points[:n], ","))
+		}
+		var many []string
+		for i := range 60 {
+			many = append(many, wide(fmt.Sprintf("m%02d", i), 100_000))
+		}
+		for name, series := range map[string][]string{
+			"labels":  many,
+			"samples": {long("a", 60_000), long("b", 60_000), long("c", 150_000), long("d", 1), long("e", 60_000)},
+			"alone":   {one("a"), wide("b", 5_000_000), one("c")},
+		} {
+			answer = list(series...)
+			got, err := m.series(&pluginpb.SeriesCall{Instance: 1, MaxTime: math.MaxInt64})
+			if err != nil || len(got) != len(series) {
+				t.Errorf("%s: %d of %d series, %v", name, len(got), len(series), err)
+			}
+			for _, b := range m.emits {
+				var batch pluginpb.SeriesBatch
+				if err := batch.UnmarshalVT(b); err != nil {
+					t.Fatal(err)
+				}
+				var f frame.Frame
+				if err := f.Parse(batch.Frame); err != nil {
+					t.Fatal(err)
+				}
+				if f.Rows() > 1 && len(b) > 4<<20 {
+					t.Errorf("%s: a batch of %d series has %d bytes", name, f.Rows(), len(b))
+				}
+			}
+		}
+	})
+
+	t.Run("escapes", func(t *testing.T) {
+		for text, want := range map[string]string{
+			`\ud83d\ude00`:       "😀",
+			`\uD83D\uDE00x`:      "😀x",
+			`\ud83dx`:            "\uFFFDx",
+			`\ud83d\u0041`:       "\uFFFDA",
+			`\ud83d\n`:           "\uFFFD\n",
+			`\ud83d\ud83d\ude00`: "\uFFFD😀",
+			`\ude00\ud83d`:       "\uFFFD\uFFFD",
+			`\udbff\udfff`:       "\U0010FFFF",
+			`\ue000\u0000`:       "\uE000\x00",
+		} {
+			answer = list(one(text))
+			got, err := m.series(&pluginpb.SeriesCall{Instance: 1, MaxTime: 1, SkipChunks: true})
+			if want := fmt.Sprintf("a=%q no chunks", want); err != nil || len(got) != 1 || got[0] != want {
+				t.Errorf("%s: %q, %v, want %s", text, got, err, want)
+			}
+		}
+	})
+}

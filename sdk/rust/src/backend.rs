@@ -37,7 +37,7 @@ pub trait Backend: Sized + 'static {
 /// A label set, sorted by name.
 pub type Labels = Vec<(String, String)>;
 
-/// What a backend says of itself. The default claims nothing.
+/// What a backend says of itself. The default claims nothing but limits, which the SDK keeps.
 #[derive(Default)]
 pub struct Info {
     /// Over-approximate the data; none is "cannot say".
@@ -46,6 +46,10 @@ pub struct Info {
     pub time_range: Option<(i64, i64)>,
     pub component: String,
     pub version: String,
+    /// Label names and values honour the time range. A claim has to hold always (rule I-3).
+    pub bounded_labels: bool,
+    /// What is missing from an answer is an error, or said with [`Batch::notice`].
+    pub complete: bool,
 }
 
 /// A request for series. Times are ms, both inclusive.
@@ -56,7 +60,7 @@ pub struct SeriesCall {
     pub matchers: Vec<Matcher>,
     /// Series have no samples, but are selected as if they had.
     pub skip_chunks: bool,
-    /// Above 0: no more series than these are wanted. May be ignored.
+    /// Above 0: no more series than these are wanted. The SDK cuts.
     pub limit: u64,
     /// How many series a batch should have; 0 leaves it open.
     pub batch_size: usize,
@@ -123,30 +127,30 @@ pub struct Batch {
     samples: Vec<(i64, f64)>,
     notices: Writer,
     size: usize,
-    /// Of labels and samples, about what the frame will have.
+    /// Of the label sets and samples in `rows`, as if they shared nothing.
     bytes: usize,
     chunks: bool,
     done: bool,
-    emitted: usize,
+    /// The most series; and how many there were, of which the last has these labels.
+    limit: u64,
+    given: u64,
+    last: Labels,
 }
 
 const SAMPLES_PER_CHUNK: usize = 120;
-/// A batch of several series has to fit into 4 MiB (rule S-2).
-const BYTES_PER_BATCH: usize = 1 << 20;
+/// A batch of several series has to fit into a message of 4 MiB on its way (rule S-2).
+const BYTES_PER_BATCH: usize = 2 << 20;
 
 impl Batch {
-    /// Adds a series. Labels are sorted by name; samples ascend in time, ms. False if
-    /// nobody wants more.
+    /// Adds a series, or one more piece of the last. Labels are sorted by name; samples
+    /// ascend in time, ms. False if nobody wants more.
     pub fn series(&mut self, labels: &[(String, String)], samples: &[(i64, f64)]) -> bool {
-        if self.done {
+        if self.done || self.beyond_limit(labels) {
             return false;
         }
-        let bytes = labels.iter().map(|l| l.0.len() + l.1.len() + 8).sum::<usize>() + 16 * samples.len();
-        if !self.rows.is_empty() && self.bytes + bytes > BYTES_PER_BATCH {
+        let bytes = labels.iter().map(|l| l.0.len() + l.1.len() + 16).sum::<usize>() + 16 * samples.len();
+        if self.bytes + bytes > BYTES_PER_BATCH {
             self.flush();
-            if self.done {
-                return false;
-            }
         }
         self.bytes += bytes;
         let labels = labels.iter().filter(|l| !l.1.is_empty()).map(|l| (self.names.id(&l.0), self.values.id(&l.1))).collect();
@@ -157,10 +161,23 @@ impl Batch {
             row.records.push(Record { times: (c[0].0, c[c.len() - 1].0), from, to: self.samples.len() });
         }
         self.rows.push(row);
-        if self.rows.len() >= self.size || self.bytes >= BYTES_PER_BATCH {
+        if self.rows.len() >= self.size {
             self.flush();
         }
         !self.done
+    }
+
+    /// Whether this is the series behind the last that is wanted. Pieces of one count once.
+    fn beyond_limit(&mut self, labels: &[(String, String)]) -> bool {
+        if self.limit == 0 || self.given > 0 && self.last == labels {
+            return false;
+        }
+        if self.given == self.limit {
+            return true;
+        }
+        self.given += 1;
+        self.last = labels.into();
+        false
     }
 
     /// Says that data which should be in the answer are not (`missing`), or a remark.
@@ -179,11 +196,10 @@ impl Batch {
         w.bytes.append(&mut self.notices.bytes);
         self.rows.clear();
         self.samples.clear();
+        self.bytes = 0;
         self.names = Symbols::default();
         self.values = Symbols::default();
-        self.bytes = 0;
         if !w.bytes.is_empty() && !self.done {
-            self.emitted += 1;
             // SAFETY: the host reads the bytes while it is called.
             self.done = unsafe { emit(w.bytes.as_ptr(), w.bytes.len()) } != 0;
         }
@@ -483,6 +499,11 @@ pub mod backend_calls {
             w.signed(3, from);
             w.signed(4, to);
         }
+        w.message(6, |w| {
+            w.flag(3, true); // series_limit: Batch keeps it
+            w.flag(5, info.bounded_labels);
+            w.flag(8, info.complete);
+        });
         w.string(7, &info.component);
         w.string(8, &info.version);
         Ok(w.bytes)
@@ -502,7 +523,7 @@ pub mod backend_calls {
             }
         }
         let size = if c.batch_size > 0 { c.batch_size.min(1 << 14) } else { 1000 };
-        let mut out = Batch { size, chunks: !c.skip_chunks, ..Batch::default() };
+        let mut out = Batch { size, chunks: !c.skip_chunks, limit: c.limit, ..Batch::default() };
         configured(b)?.series(&c, &mut out)?;
         out.flush();
         Ok(Vec::new())

@@ -154,12 +154,15 @@ impl<'a> Json<'a> {
             b'r' => '\r',
             b't' => '\t',
             b'u' => {
-                let high = self.hex()?;
-                let mut code = high;
-                if (0xd800..0xdc00).contains(&high) && self.text.get(self.at..self.at + 2) == Some(b"\\u") {
+                let mut code = self.hex()?;
+                // Half of a surrogate pair is no character; what follows one is kept as it is.
+                if (0xd800..0xdc00).contains(&code) && self.text.get(self.at..self.at + 2) == Some(b"\\u") {
+                    let before = self.at;
                     self.at += 2;
-                    let low = self.hex()?;
-                    code = 0x10000 + ((high - 0xd800) << 10) + low.wrapping_sub(0xdc00);
+                    match self.hex()? {
+                        low @ 0xdc00..=0xdfff => code = 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00),
+                        _ => self.at = before,
+                    }
                 }
                 char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER)
             }

@@ -10,7 +10,8 @@
 //!     {"series":[{"labels":{"__name__":"up","job":"a"},"points":[[1700000000000,1],…]},…]}
 //!
 //! It is for the API to apply the matchers, all of them: the host checks every series
-//! against them, and the first that does not match ends the answer (rule S-6).
+//! against them, and the first that does not match ends the answer (rule S-6). Values that
+//! JSON has no numbers for are the strings "NaN", "+Inf" and "-Inf".
 //!
 //! Settings: `url`; `secret`, the name of a secret that the host adds to the requests.
 
@@ -117,7 +118,8 @@ impl Backend for JsonApi {
     }
 
     fn info(&self) -> Result<Info, Error> {
-        Ok(Info { component: "json-api".into(), version: Self::VERSION.into(), ..Info::default() })
+        // An answer is whole or an error, and what is outside of the time range is left out.
+        Ok(Info { component: "json-api".into(), version: Self::VERSION.into(), bounded_labels: true, complete: true, ..Info::default() })
     }
 
     fn series(&self, c: &SeriesCall, out: &mut Batch) -> Result<(), Error> {
