@@ -27,7 +27,7 @@ const sampling = 32
 // concurrent use.
 type Reader struct {
 	f *os.File
-	// IndexVersion is 1 or 2.
+	// indexVersion is 1 or 2.
 	indexVersion byte
 	// symbols has where every 32nd symbol lies in the file, symbolsEnd where they end.
 	symbols    []int64
@@ -532,3 +532,6 @@ func (r *Reader) All() (Range, error) {
 	}
 	return p[0], nil
 }
+
+// IndexVersion is that of the index, 1 or 2.
+func (r *Reader) IndexVersion() byte { return r.indexVersion }

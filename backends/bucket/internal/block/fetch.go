@@ -1,0 +1,125 @@
+// Copyright The Promweave Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package block
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// Bucket is what is read of a bucket here.
+type Bucket interface {
+	// GetRange returns n bytes of an object from off on, fewer if it ends before.
+	GetRange(ctx context.Context, name string, off, n int64) (io.ReadCloser, error)
+}
+
+// Usage is what the reads of a request cost. It is safe for concurrent use.
+type Usage struct {
+	Requests, Bytes atomic.Int64
+	// Charge, if not nil, is asked before bytes are fetched; an error ends the request.
+	Charge func(bytes int64) error
+}
+
+// maxGap is how many bytes that nobody wants are read to save a request: a request costs
+// some 20 ms of waiting, in which a few hundred kilobytes come.
+const maxGap = 256 << 10
+
+// parallel is how many ranges of one object are read at once by one request.
+const parallel = 8
+
+// span is a part of an object that is wanted, or was read.
+type span struct{ from, to int64 }
+
+// coalesce makes few reads of many spans, which ascend by from.
+func coalesce(spans []span) (reads []span) {
+	for _, s := range spans {
+		if n := len(reads); n > 0 && s.from <= reads[n-1].to+maxGap {
+			reads[n-1].to = max(reads[n-1].to, s.to)
+			continue
+		}
+		reads = append(reads, s)
+	}
+	return reads
+}
+
+// pieces are parts of an object that were read, ascending.
+type pieces struct {
+	spans []span
+	data  [][]byte
+}
+
+// from returns what was read from an offset on, nil if nothing was.
+func (p *pieces) from(off int64) []byte {
+	i, ok := slices.BinarySearchFunc(p.spans, off, func(s span, off int64) int {
+		switch {
+		case s.to <= off:
+			return -1
+		case s.from > off:
+			return 1
+		}
+		return 0
+	})
+	if !ok {
+		return nil
+	}
+	return p.data[i][off-p.spans[i].from:]
+}
+
+// object reads spans of an object, which ascend, in few requests. What lies behind the end of
+// the object is not there: guesses may reach beyond it.
+func object(ctx context.Context, bkt Bucket, u *Usage, name string, spans []span) (*pieces, error) {
+	p := &pieces{spans: coalesce(spans)}
+	p.data = make([][]byte, len(p.spans))
+	if u.Charge != nil {
+		var n int64
+		for _, s := range p.spans {
+			n += s.to - s.from
+		}
+		if err := u.Charge(n); err != nil {
+			return nil, err
+		}
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(parallel)
+	for i, s := range p.spans {
+		g.Go(func() (err error) {
+			p.data[i], err = get(gctx, bkt, u, name, s)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	for i := range p.spans {
+		p.spans[i].to = p.spans[i].from + int64(len(p.data[i]))
+	}
+	return p, nil
+}
+
+func get(ctx context.Context, bkt Bucket, u *Usage, name string, s span) (_ []byte, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("get %s, bytes %d to %d: %w", name, s.from, s.to, err)
+		}
+	}()
+	u.Requests.Add(1)
+	r, err := bkt.GetRange(ctx, name, s.from, s.to-s.from)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	b := make([]byte, s.to-s.from)
+	n, err := io.ReadFull(r, b)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	u.Bytes.Add(int64(n))
+	return b[:n], ctx.Err()
+}
