@@ -23,6 +23,7 @@ import (
 
 	"github.com/promweave/promweave/backends/bucket/internal/header"
 	"github.com/promweave/promweave/blocks/meta"
+	"github.com/promweave/promweave/sdk/backend"
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -63,10 +64,15 @@ type Chunk struct {
 	MinTime, MaxTime int64 // ms, inclusive
 	Encoding         chunkenc.Encoding
 	Data             []byte
+	// Aggregates are for the caller, who parses an aggregate chunk.
+	Aggregates *backend.AggregateChunks
 
 	ref  chunks.ChunkRef
 	size int64 // in the segment, if the next chunk says; 0 otherwise
 }
+
+// Size of the chunk in its segment, in bytes, if it is known; 0 otherwise.
+func (c *Chunk) Size() int64 { return c.size }
 
 // Symbols remembers texts of one block for one request.
 type Symbols map[uint32]string
