@@ -15,16 +15,26 @@ import (
 	"github.com/promweave/promweave/blocks/meta"
 )
 
-// State is why a block does not count. The words are those of Thanos' metrics.
+// State is what became of a block. The words are those of Thanos' metrics.
 type State string
 
 // The states.
 const (
+	// Loaded blocks count.
+	Loaded State = "loaded"
+	// NoMeta and Corrupt are those of Partial, and Failed those that could not be read.
+	NoMeta  State = "no-meta-json"
+	Corrupt State = "corrupted-meta-json"
+	Failed  State = "failed"
+	// The others are why a whole block does not count, or what a mark of one that does says.
 	TimeExcluded      State = "time-excluded"
 	LabelExcluded     State = "label-excluded"
 	TooFresh          State = "too-fresh"
 	MarkedForDeletion State = "marked-for-deletion"
 	Duplicate         State = "duplicate"
+
+	MarkedNoCompact    State = "marked-for-no-compact"
+	MarkedNoDownsample State = "marked-for-no-downsample"
 )
 
 // Filter takes blocks away, or replaces them by copies. It says why by drop.
@@ -213,6 +223,8 @@ func covered(sources []ulid.ULID, covers map[ulid.ULID][]int) bool {
 type Policy struct {
 	// MinTime and MaxTime, ms, are the share in time; both 0 is all.
 	MinTime, MaxTime int64
+	// Bounds, if set, are what they are at a moment, for a share that moves with the clock.
+	Bounds func(now time.Time) (minTime, maxTime int64)
 	// Relabel is the share by labels.
 	Relabel []*relabel.Config
 	// ConsistencyDelay and DeletionDelay are those of the filters.
@@ -224,11 +236,28 @@ type Policy struct {
 // Filters are the filters of the policy at one moment, in the order that Thanos has.
 func (p *Policy) Filters(now time.Time) []Filter {
 	var out []Filter
-	if p.MinTime != 0 || p.MaxTime != 0 {
+	if p.Bounds != nil {
+		out = append(out, Time(p.Bounds(now)))
+	} else if p.MinTime != 0 || p.MaxTime != 0 {
 		out = append(out, Time(p.MinTime, p.MaxTime))
 	}
 	return append(out, Relabel(p.Relabel, p.ReplicaLabels...), ConsistencyDelay(now, p.ConsistencyDelay),
 		DeletionMarks(now, p.DeletionDelay), WithoutReplicaLabels(p.ReplicaLabels...), Deduplicate())
+}
+
+// ForStore are the filters of a reader at one moment: replicas are told apart, and blocks that
+// are marked for deletion count until the policy's delay is over.
+func ForStore(p Policy, now time.Time) []Filter {
+	p.ReplicaLabels = nil
+	return p.Filters(now)
+}
+
+// ForCompactor are the filters of a compactor at one moment. The policy's delay is that by which
+// it deletes marked blocks: it leaves them alone from the half of it on, so that nothing is made
+// of a block that is about to go.
+func ForCompactor(p Policy, now time.Time) []Filter {
+	p.DeletionDelay /= 2
+	return p.Filters(now)
 }
 
 // String names a block for people.

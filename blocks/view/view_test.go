@@ -64,22 +64,33 @@ func putMeta(t testing.TB, bkt objstore.Bucket, m *meta.Meta) {
 	put(t, bkt, m.ULID.String()+"/meta.json", string(data))
 }
 
-// observed is a bucket that counts, may say that it lists plainly only, and may fail.
+// How buckets list.
+const (
+	timed     = "timed"     // recursively and with times, as S3, GCS, Azure and file systems do
+	recursive = "recursive" // without times, as Swift, COS, OSS, OBS and OCI do
+	plain     = "plain"     // one directory at a time
+)
+
+// observed is a bucket that counts, may list in poorer ways, and may fail.
 type observed struct {
 	objstore.Bucket
-	plain bool
+	mode string // "" is timed
 
 	mu   sync.Mutex
 	gets []string
 	list int
 	fail map[string]error
+	get  func(ctx context.Context, name string) error // what is done before each Get, if set
 	// If set, a listing that is done says so, and waits.
 	seen, hold chan struct{}
 }
 
 func (o *observed) SupportedIterOptions() []objstore.IterOptionType {
-	if o.plain {
+	switch o.mode {
+	case plain:
 		return nil
+	case recursive:
+		return []objstore.IterOptionType{objstore.Recursive}
 	}
 	return o.Bucket.SupportedIterOptions()
 }
@@ -92,13 +103,19 @@ func (o *observed) listing() {
 
 func (o *observed) Iter(ctx context.Context, dir string, f func(string) error, opts ...objstore.IterOption) error {
 	o.listing()
+	if err := objstore.ValidateIterOptions(o.SupportedIterOptions(), opts...); err != nil {
+		return err
+	}
+	if err := o.fail[dir]; err != nil {
+		return err
+	}
 	return o.Bucket.Iter(ctx, dir, f, opts...)
 }
 
 func (o *observed) IterWithAttributes(ctx context.Context, dir string, f func(objstore.IterObjectAttributes) error, opts ...objstore.IterOption) error {
 	o.listing()
-	if o.plain {
-		return objstore.ErrOptionNotSupported
+	if err := objstore.ValidateIterOptions(o.SupportedIterOptions(), opts...); err != nil {
+		return err
 	}
 	if err := o.fail[dir]; err != nil {
 		return err
@@ -113,9 +130,13 @@ func (o *observed) IterWithAttributes(ctx context.Context, dir string, f func(ob
 
 func (o *observed) Get(ctx context.Context, name string) (io.ReadCloser, error) {
 	o.mu.Lock()
-	defer o.mu.Unlock()
 	o.gets = append(o.gets, name)
-	if err := o.fail[name]; err != nil {
+	err := o.fail[name]
+	o.mu.Unlock()
+	if err == nil && o.get != nil {
+		err = o.get(ctx, name)
+	}
+	if err != nil {
 		return nil, err
 	}
 	return o.Bucket.Get(ctx, name)
@@ -132,9 +153,9 @@ func ids(v *view.View) (out []string) {
 
 // TestFetch: what is in a bucket is seen, at the cost of one listing once it is known.
 func TestFetch(t *testing.T) {
-	for _, plain := range []bool{false, true} {
-		t.Run(fmt.Sprintf("plain=%v", plain), func(t *testing.T) {
-			bkt := &observed{Bucket: objstore.NewInMemBucket(), plain: plain}
+	for _, mode := range []string{timed, recursive, plain} {
+		t.Run(mode, func(t *testing.T) {
+			bkt := &observed{Bucket: objstore.NewInMemBucket(), mode: mode}
 			bkt.reset()
 			cache := filepath.Join(t.TempDir(), "metas")
 			f := view.NewFetcher(bkt, view.Config{CacheDir: cache})
@@ -148,7 +169,7 @@ func TestFetch(t *testing.T) {
 					t.Fatal(err)
 				}
 				listings := 1
-				if plain {
+				if mode == plain {
 					listings += len(v.Blocks) + len(v.Partial)
 				}
 				if len(v.Blocks) != blocks || len(v.Partial) != partial || len(bkt.gets) != gets || bkt.list != listings || v.Requests != gets+listings {
@@ -157,7 +178,10 @@ func TestFetch(t *testing.T) {
 				return v
 			}
 			fetch(0, 0, 0)
-			const n = 1000
+			n := 1000
+			if mode == plain {
+				n = 100 // a bucket in memory goes through all objects for each listing
+			}
 			for i := range n {
 				putMeta(t, bkt.Bucket, block(i))
 			}
@@ -185,10 +209,10 @@ func TestFetch(t *testing.T) {
 			if m := v.Blocks[3].Marks[meta.NoCompact]; m == nil || m.Reason != meta.ReasonManual || again.Blocks[3].Marks[meta.NoCompact] != nil {
 				t.Error("the mark is not there, or in the view of before")
 			}
-			if p := v.Partial[block(n).ULID]; p == nil || p.Newest.IsZero() != plain {
+			if p := v.Partial[block(n).ULID]; p == nil || p.Newest.IsZero() != (mode != timed) || p.State != view.NoMeta || p.Objects != 1 {
 				t.Errorf("%+v", p)
 			}
-			if p := v.Partial[block(n+1).ULID]; p == nil || !errors.Is(p.Reason, meta.ErrCorrupt) {
+			if p := v.Partial[block(n+1).ULID]; p == nil || !errors.Is(p.Reason, meta.ErrCorrupt) || p.State != view.Corrupt {
 				t.Errorf("%+v", p)
 			}
 			if err := transfer.RemoveMark(t.Context(), bkt.Bucket, block(3).ULID, meta.NoCompact); err != nil {
@@ -243,8 +267,7 @@ func TestTransientErrors(t *testing.T) {
 	if err != nil || !v.Complete() || len(v.Blocks) != 3 || v.Blocks[0].Marks[meta.Deletion] == nil {
 		t.Errorf("%v, %v", ids(v), err)
 	}
-	// An object that was listed and is gone is a block that goes.
-	bkt.fail = map[string]error{a.ULID.String() + "/meta.json": nil}
+	// What is overwritten is read again.
 	put(t, bkt.Bucket, a.ULID.String()+"/meta.json", "{")
 	if v, err = f.Fetch(t.Context()); err != nil || !v.Complete() || len(v.Blocks) != 2 || v.Partial[a.ULID] == nil {
 		t.Errorf("%v, %v", ids(v), err)
@@ -436,6 +459,13 @@ func TestDeduplicateAnyOrder(t *testing.T) {
 		for range 3 {
 			rnd.Shuffle(len(blocks), func(i, j int) { blocks[i], blocks[j] = blocks[j], blocks[i] })
 			s := (&view.View{Blocks: blocks}).Select(view.Deduplicate())
+			for _, b := range blocks {
+				if s.Dropped[b.Meta.ULID] == view.Duplicate && !slices.ContainsFunc(s.Blocks, func(k *view.Block) bool {
+					return k.Meta.Stream() == b.Meta.Stream() && !slices.ContainsFunc(b.Meta.Compaction.Sources, func(id ulid.ULID) bool { return !slices.Contains(k.Meta.Compaction.Sources, id) })
+				}) {
+					t.Fatalf("seed %d: %s is dropped, and no block that is kept has all of it", seed, b)
+				}
+			}
 			var got []string
 			seen := map[string]bool{}
 			for _, b := range s.Blocks {
