@@ -8,7 +8,10 @@
 package transfer
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -30,6 +33,8 @@ import (
 type Options struct {
 	// Concurrency is how many files are moved at once; 0 is 4.
 	Concurrency int
+	// SHA256 has Upload record the digest of each file, by which downloads can tell what they have.
+	SHA256 bool
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 }
@@ -47,7 +52,7 @@ func (o *Options) concurrency() int {
 // result: nothing is removed, and without its meta.json the block is not there.
 func Upload(ctx context.Context, bkt objstore.Bucket, dir string, m *meta.Meta, o Options) (*meta.Meta, error) {
 	up := m.Clone()
-	files, err := files(dir)
+	files, err := files(ctx, dir, o.SHA256)
 	if err == nil {
 		err = check(ctx, dir, m, files)
 	}
@@ -108,22 +113,32 @@ func put(ctx context.Context, bkt objstore.Bucket, dir string, id ulid.ULID, rel
 	return nil
 }
 
-// files are the index and the segments of a block with their sizes, in order of their paths.
-func files(dir string) ([]meta.BlockFile, error) {
+// files are the index and the segments of a block with their sizes and, if wanted, digests, in
+// order of their paths.
+func files(ctx context.Context, dir string, digests bool) ([]meta.BlockFile, error) {
 	segments, err := os.ReadDir(filepath.Join(dir, meta.ChunksDir))
 	if err != nil && !errors.Is(err, os.ErrNotExist) { // a block without a series has none
 		return nil, err
 	}
 	var out []meta.BlockFile
 	add := func(rel string) error {
-		info, err := os.Stat(filepath.Join(dir, filepath.FromSlash(rel)))
+		name := filepath.Join(dir, filepath.FromSlash(rel))
+		info, err := os.Stat(name)
 		if err != nil {
 			return err
 		}
 		if !info.Mode().IsRegular() {
 			return fmt.Errorf("%s is no file", rel)
 		}
-		out = append(out, meta.BlockFile{RelPath: rel, SizeBytes: info.Size()})
+		f := meta.BlockFile{RelPath: rel, SizeBytes: info.Size()}
+		if digests {
+			sum, err := digest(ctx, name)
+			if err != nil {
+				return err
+			}
+			f.Hash = &meta.FileHash{Func: sha256Name, Value: sum}
+		}
+		out = append(out, f)
 		return nil
 	}
 	for i, s := range segments {
@@ -216,18 +231,27 @@ const partial = ".tmp-for-download"
 
 // Download gets the block id into a new directory parent/<ULID> and returns its meta. The
 // directory appears when it has all that meta.json lists, or not at all. One that is there
-// already is taken if it is that block, whole: sizes are compared.
+// already is taken if it is that block, whole: sizes are compared, and digests where meta.json has
+// them. Otherwise it is made anew, from its files with the right digest and from the bucket.
 func Download(ctx context.Context, bkt objstore.BucketReader, id ulid.ULID, parent string, o Options) (_ *meta.Meta, err error) {
 	m, data, err := readMeta(ctx, bkt, id)
 	if err != nil {
 		return nil, err
 	}
 	final := filepath.Join(parent, id.String())
-	if whole(final, m) {
+	whole, good, err := local(ctx, final, m, data)
+	if err != nil {
+		return nil, err
+	}
+	if whole {
 		return m, nil
 	}
 	tmp := final + partial
-	if err := errors.Join(os.RemoveAll(tmp), os.RemoveAll(final)); err != nil {
+	if err := os.RemoveAll(tmp); err != nil {
+		return nil, err
+	}
+	// What is there and not whole is no block from now on.
+	if err := os.Remove(filepath.Join(final, meta.File)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
 	if err := os.MkdirAll(filepath.Join(tmp, meta.ChunksDir), 0o755); err != nil {
@@ -238,19 +262,26 @@ func Download(ctx context.Context, bkt objstore.BucketReader, id ulid.ULID, pare
 			err = errors.Join(err, os.RemoveAll(tmp))
 		}
 	}()
-	names, err := objects(ctx, bkt, m)
+	files, err := objects(ctx, bkt, m)
 	if err != nil {
 		return nil, err
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(o.concurrency())
-	for _, name := range names {
-		g.Go(func() error { return get(gctx, bkt, tmp, m, name) })
+	for _, f := range files {
+		rel := filepath.FromSlash(f.RelPath)
+		if good[f.RelPath] && os.Link(filepath.Join(final, rel), filepath.Join(tmp, rel)) == nil {
+			continue
+		}
+		g.Go(func() error { return get(gctx, bkt, tmp, m.ULID, f) })
 	}
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
 	if err := os.WriteFile(filepath.Join(tmp, meta.File), data, 0o644); err != nil {
+		return nil, err
+	}
+	if err := os.RemoveAll(final); err != nil {
 		return nil, err
 	}
 	return m, os.Rename(tmp, final)
@@ -271,50 +302,102 @@ func readMeta(ctx context.Context, bkt objstore.BucketReader, id ulid.ULID) (*me
 	return m, data, err
 }
 
-// whole says whether a directory has all files of a block, in their sizes.
-func whole(dir string, m *meta.Meta) bool {
-	if _, err := os.Stat(filepath.Join(dir, meta.File)); err != nil || len(m.Thanos.Files) == 0 {
-		return false
+// local says whether a directory is a block, whole, and which of its files have the digest that
+// meta.json has for them. data is its meta.json.
+func local(ctx context.Context, dir string, m *meta.Meta, data []byte) (whole bool, good map[string]bool, err error) {
+	had, err := os.ReadFile(filepath.Join(dir, meta.File))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return false, nil, err
 	}
+	good = map[string]bool{}
+	whole = bytes.Equal(had, data) && lists(m, meta.IndexFile)
 	for _, f := range m.Thanos.Files {
-		info, err := os.Stat(filepath.Join(dir, filepath.FromSlash(f.RelPath)))
-		if err != nil || f.SizeBytes > 0 && info.Size() != f.SizeBytes {
-			return false
+		name := filepath.Join(dir, filepath.FromSlash(f.RelPath))
+		info, err := os.Stat(name)
+		switch {
+		case err != nil && !errors.Is(err, os.ErrNotExist):
+			return false, nil, err
+		case err != nil || f.SizeBytes > 0 && info.Size() != f.SizeBytes:
+			whole = false
+		case hashed(f):
+			sum, err := digest(ctx, name)
+			if err != nil {
+				return false, nil, err
+			}
+			good[f.RelPath] = sum == f.Hash.Value
+			whole = whole && good[f.RelPath]
 		}
 	}
-	return true
+	return whole, good, nil
 }
 
-// objects are the paths of index and segments below the block, from meta.json, or of old
-// blocks that do not say from the bucket.
-func objects(ctx context.Context, bkt objstore.BucketReader, m *meta.Meta) (out []string, err error) {
+// sha256Name is what Thanos calls the digest.
+const sha256Name = "SHA256"
+
+// hashed says whether meta.json has a digest of a file that this program knows.
+func hashed(f meta.BlockFile) bool { return f.Hash != nil && f.Hash.Func == sha256Name }
+
+// digest is the SHA-256 of a file, in hex.
+func digest(ctx context.Context, name string) (string, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	for {
+		if ctx.Err() != nil {
+			return "", context.Cause(ctx)
+		}
+		switch _, err := io.CopyN(h, f, 16<<20); err {
+		case nil:
+		case io.EOF:
+			return hex.EncodeToString(h.Sum(nil)), nil
+		default:
+			return "", err
+		}
+	}
+}
+
+func lists(m *meta.Meta, rel string) bool {
+	return slices.ContainsFunc(m.Thanos.Files, func(f meta.BlockFile) bool { return f.RelPath == rel })
+}
+
+// objects are the index and the segments of a block, from meta.json, or of old blocks that do
+// not say from the bucket.
+func objects(ctx context.Context, bkt objstore.BucketReader, m *meta.Meta) (out []meta.BlockFile, err error) {
 	wanted := func(rel string) bool {
 		dir, name := path.Split(rel)
 		return rel == meta.IndexFile || dir == meta.ChunksDir+"/" && name != ""
 	}
-	for _, f := range m.Thanos.Files {
-		if wanted(f.RelPath) {
-			out = append(out, f.RelPath)
+	if lists(m, meta.IndexFile) {
+		for _, f := range m.Thanos.Files {
+			if wanted(f.RelPath) {
+				out = append(out, f)
+			}
 		}
-	}
-	if len(out) > 0 {
 		return out, nil
 	}
 	prefix := m.ULID.String() + objstore.DirDelim
 	err = bkt.Iter(ctx, m.ULID.String(), func(name string) error {
 		if rel := strings.TrimPrefix(name, prefix); wanted(rel) {
-			out = append(out, rel)
+			out = append(out, meta.BlockFile{RelPath: rel})
 		}
 		return nil
 	}, objstore.WithRecursiveIter())
 	if err != nil {
 		return nil, fmt.Errorf("list %s: %w", m.ULID, err)
 	}
+	if !slices.ContainsFunc(out, func(f meta.BlockFile) bool { return f.RelPath == meta.IndexFile }) {
+		return nil, fmt.Errorf("block %s has no %s", m.ULID, meta.IndexFile)
+	}
 	return out, nil
 }
 
-func get(ctx context.Context, bkt objstore.BucketReader, dir string, m *meta.Meta, rel string) (err error) {
-	name := path.Join(m.ULID.String(), rel)
+// get reads an object of block id to below dir, and checks its size and digest where they are
+// known.
+func get(ctx context.Context, bkt objstore.BucketReader, dir string, id ulid.ULID, want meta.BlockFile) (err error) {
+	name := path.Join(id.String(), want.RelPath)
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("get %s: %w", name, err)
@@ -325,16 +408,24 @@ func get(ctx context.Context, bkt objstore.BucketReader, dir string, m *meta.Met
 		return err
 	}
 	defer r.Close()
-	f, err := os.OpenFile(filepath.Join(dir, filepath.FromSlash(rel)), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	f, err := os.OpenFile(filepath.Join(dir, filepath.FromSlash(want.RelPath)), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
 	}
-	n, err := io.Copy(f, r)
+	h := sha256.New()
+	to := io.Writer(f)
+	if hashed(want) {
+		to = io.MultiWriter(f, h)
+	}
+	n, err := io.Copy(to, r)
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	if want, ok := m.Size(rel); ok && n != want {
-		return fmt.Errorf("it has %d bytes, and %s says %d", n, meta.File, want)
+	if want.SizeBytes > 0 && n != want.SizeBytes {
+		return fmt.Errorf("it has %d bytes, and %s says %d", n, meta.File, want.SizeBytes)
+	}
+	if sum := hex.EncodeToString(h.Sum(nil)); hashed(want) && sum != want.Hash.Value {
+		return fmt.Errorf("its SHA-256 is %s, and %s says %s", sum, meta.File, want.Hash.Value)
 	}
 	return nil
 }

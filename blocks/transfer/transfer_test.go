@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/prometheus/tsdb/tombstones"
 	"github.com/thanos-io/objstore"
 	"github.com/thanos-io/objstore/providers/filesystem"
 	"go.uber.org/goleak"
@@ -223,13 +225,23 @@ func TestUnfit(t *testing.T) {
 		change func(dir string, m *meta.Meta) error
 		want   string
 	}{
-		"no labels":    {func(_ string, m *meta.Meta) error { m.Thanos.Labels = nil; return nil }, "no external labels"},
-		"no index":     {func(dir string, _ *meta.Meta) error { return os.Remove(filepath.Join(dir, "index")) }, "index"},
-		"index 3":      {poke("index", 4, 3), "version 1 or 2"},
-		"no magic":     {poke("chunks/000001", 0, 0), "want a segment"},
-		"an encoding":  {poke("chunks/000001", 9, 4), "encoding 4, which Thanos does not read"},
-		"aggregates":   {poke("chunks/000001", 9, 0xff), "encoding 255"},
-		"a short file": {func(dir string, _ *meta.Meta) error { return os.Truncate(filepath.Join(dir, "chunks/000001"), 1000) }, "ends at byte"},
+		"no labels":      {func(_ string, m *meta.Meta) error { m.Thanos.Labels = nil; return nil }, "no external labels"},
+		"no index":       {func(dir string, _ *meta.Meta) error { return os.Remove(filepath.Join(dir, "index")) }, "index"},
+		"index 3":        {poke("index", 4, 3), "version 1 or 2"},
+		"no magic":       {poke("chunks/000001", 0, 0), "want a segment"},
+		"an encoding":    {poke("chunks/000001", 9, 4), "encoding 4, which Thanos does not read"},
+		"aggregates":     {poke("chunks/000001", 9, 0xff), "encoding 255"},
+		"a short file":   {func(dir string, _ *meta.Meta) error { return os.Truncate(filepath.Join(dir, "chunks/000001"), 1000) }, "ends beyond"},
+		"no chunks":      {func(dir string, _ *meta.Meta) error { return os.RemoveAll(filepath.Join(dir, "chunks")) }, "its segments have 0 chunks"},
+		"a lost segment": {func(_ string, m *meta.Meta) error { m.Stats.NumChunks++; return nil }, "one is missing"},
+		"an empty file":  {func(dir string, _ *meta.Meta) error { return os.Truncate(filepath.Join(dir, "chunks/000001"), 0) }, "want a segment"},
+		"tombstones": {func(dir string, _ *meta.Meta) error {
+			_, err := tombstones.WriteFile(slog.New(slog.DiscardHandler), dir, tombstones.NewTestMemTombstones([]tombstones.Intervals{{{Mint: 1, Maxt: 2}}}))
+			return err
+		}, "1 times are deleted"},
+		"bad tombstones": {func(dir string, _ *meta.Meta) error {
+			return os.WriteFile(filepath.Join(dir, "tombstones"), []byte("tomb"), 0o644)
+		}, "tombstones cannot be read"},
 		"a gap": {func(dir string, _ *meta.Meta) error {
 			return os.Rename(filepath.Join(dir, "chunks/000001"), filepath.Join(dir, "chunks/000002"))
 		}, "want 000001"},
@@ -292,4 +304,123 @@ func TestOldBlocks(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// TestDigests: recorded digests tell what need not be downloaded again, and what is not what was
+// uploaded, though its size is the same.
+func TestDigests(t *testing.T) {
+	buckets(t, func(t *testing.T, inner objstore.Bucket) {
+		m := load(t, rawBlock)
+		id, parent := m.ULID.String(), t.TempDir()
+		up, err := transfer.Upload(t.Context(), inner, rawBlock, m, transfer.Options{SHA256: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range up.Thanos.Files {
+			if (f.Hash == nil) != (f.RelPath == meta.File) {
+				t.Errorf("%+v", f)
+			}
+		}
+		download := func(want ...string) {
+			t.Helper()
+			bkt := &faulty{Bucket: inner}
+			if _, err := transfer.Download(t.Context(), bkt, m.ULID, parent, transfer.Options{}); err != nil {
+				t.Fatal(err)
+			}
+			for i := range want {
+				want[i] = "get " + id + "/" + want[i]
+			}
+			slices.Sort(bkt.done)
+			if !slices.Equal(bkt.done, want) {
+				t.Errorf("read %q, want %q", bkt.done, want)
+			}
+			f, err := verify.Block(t.Context(), filepath.Join(parent, id), up, verify.Options{Chunks: true})
+			if err != nil || f.Err(up) != nil {
+				t.Fatal(err, f)
+			}
+		}
+		download("chunks/000001", "index", "meta.json")
+		download("meta.json")
+		// A bit of the local copy changes.
+		if err := poke("index", 100, 0xa5)(filepath.Join(parent, id), nil); err != nil {
+			t.Fatal(err)
+		}
+		download("index", "meta.json")
+		// What makes a directory a block is missing, or is that of another upload.
+		if err := os.Remove(filepath.Join(parent, id, "meta.json")); err != nil {
+			t.Fatal(err)
+		}
+		download("meta.json")
+		if err := os.WriteFile(filepath.Join(parent, id, "meta.json"), []byte("{}"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		download("meta.json")
+		// A bit of the object changes: no block appears, and the broken one is none any more.
+		r, err := inner.Get(t.Context(), id+"/index")
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, err := io.ReadAll(r)
+		if err := errors.Join(err, r.Close()); err != nil {
+			t.Fatal(err)
+		}
+		data[100] ^= 1
+		if err := inner.Upload(t.Context(), id+"/index", strings.NewReader(string(data))); err != nil {
+			t.Fatal(err)
+		}
+		if err := poke("index", 100, 0xa5)(filepath.Join(parent, id), nil); err != nil {
+			t.Fatal(err)
+		}
+		_, err = transfer.Download(t.Context(), inner, m.ULID, parent, transfer.Options{})
+		if err == nil || !strings.Contains(err.Error(), "its SHA-256 is") {
+			t.Error(err)
+		}
+		if _, err := os.Stat(filepath.Join(parent, id, "meta.json")); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("the broken block can be taken for one: %v", err)
+		}
+		if _, err := os.Stat(filepath.Join(parent, id+".tmp-for-download")); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("half a download is left: %v", err)
+		}
+	})
+}
+
+// TestFixturesAreFit: what Thanos has uploaded is fit for a bucket, and an empty file of
+// tombstones is nothing to mind.
+func TestFixturesAreFit(t *testing.T) {
+	dirs, err := filepath.Glob("../testdata/thanos/bucket-*/*")
+	if err != nil || len(dirs) != 6 {
+		t.Fatal(dirs, err)
+	}
+	for _, dir := range dirs {
+		m, bkt := load(t, dir), objstore.NewInMemBucket()
+		copied := filepath.Join(t.TempDir(), m.ULID.String())
+		if err := os.CopyFS(copied, os.DirFS(dir)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tombstones.WriteFile(slog.New(slog.DiscardHandler), copied, tombstones.NewMemTombstones()); err != nil {
+			t.Fatal(err)
+		}
+		up, err := transfer.Upload(t.Context(), bkt, copied, m, transfer.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		up.Thanos.UploadTime = m.Thanos.UploadTime
+		got, _ := up.Encode()
+		want, _ := m.Encode()
+		if string(got) != string(want) {
+			t.Errorf("got %s, want %s", got, want)
+		}
+		if all := names(t, bkt); len(all) != 3 {
+			t.Errorf("%q", all)
+		}
+	}
+}
+
+// TestFaulty: what the other tests look through is a bucket.
+func TestFaulty(t *testing.T) {
+	bkt, err := filesystem.NewBucket(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	objstore.AcceptanceTest(t, &faulty{Bucket: bkt})
 }
