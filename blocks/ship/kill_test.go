@@ -88,13 +88,17 @@ func child() {
 	step, _ := strconv.Atoi(os.Getenv(childStep))
 	bkt.at.Store(int64(step))
 	s := New(bkt, Config{Dir: os.Getenv(childDir), Labels: eu1, Upload: transfer.Options{Concurrency: 1}})
+	death := time.AfterFunc(time.Hour, die)
 	if after, err := time.ParseDuration(os.Getenv(childAfter)); err == nil {
-		time.AfterFunc(after, die)
+		death.Reset(after)
 	}
 	began := time.Now()
 	if _, err := s.Sync(context.Background()); err != nil {
 		fmt.Println(err)
 		os.Exit(1)
+	}
+	if !death.Stop() {
+		select {}
 	}
 	fmt.Printf("%d steps in %s\n", bkt.steps.Load(), time.Since(began))
 	os.Exit(0)
@@ -104,7 +108,7 @@ func child() {
 func run(t *testing.T, dir, bucket, name, value string) (killed bool, out string) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), childDir+"="+dir, childBucket+"="+bucket, name+"="+value)
+	cmd.Env = append(os.Environ(), childDir+"="+dir, childBucket+"="+bucket, name+"="+value, "GORACE=atexit_sleep_ms=0")
 	data, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL {
