@@ -66,7 +66,8 @@ type Shipper struct {
 	view    *view.Fetcher
 	metrics *metrics
 
-	mu sync.Mutex // held by a run
+	mu        sync.Mutex         // held by a run
+	removeAll func(string) error // os.RemoveAll, which tests look at
 }
 
 // New returns a Shipper.
@@ -80,7 +81,7 @@ func New(bkt objstore.Bucket, cfg Config) *Shipper {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Shipper{bkt: bkt, cfg: cfg, log: cfg.Logger, view: view.NewFetcher(bkt, view.Config{Logger: cfg.Logger}), metrics: newMetrics(cfg.Registerer, cfg.Logger)}
+	return &Shipper{bkt: bkt, cfg: cfg, log: cfg.Logger, view: view.NewFetcher(bkt, view.Config{Logger: cfg.Logger}), metrics: newMetrics(cfg.Registerer, cfg.Logger), removeAll: os.RemoveAll}
 }
 
 // ErrNoLabels says that there are no external labels.
@@ -271,7 +272,7 @@ func (s *Shipper) tidy(id ulid.ULID) error {
 	case !errors.Is(err, os.ErrNotExist):
 		return err
 	}
-	return os.RemoveAll(dir)
+	return s.removeAll(dir)
 }
 
 // ship uploads a block if it is not in the bucket, and says whether it did.

@@ -465,6 +465,35 @@ func TestVanishes(t *testing.T) {
 	}
 }
 
+// TestLinks: what a run that was killed has left of a block is removed, whether the block was
+// recorded by then or not; and what is removed can at no moment be taken for all of a block.
+func TestLinks(t *testing.T) {
+	dir, bkt := t.TempDir(), newBucket(t)
+	a, b := block(t, dir, 1, 1), block(t, dir, 2, 1)
+	s := New(bkt, Config{Dir: dir, Labels: eu1})
+	stale := func(id ulid.ULID) {
+		if err := os.CopyFS(filepath.Join(s.uploads(), id.String()), os.DirFS(filepath.Join(dir, id.String()))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bkt.fail[b.String()+"/index"] = true
+	shipAll(t, s, 1, errFault.Error())
+	clear(bkt.fail)
+	stale(a)
+	removed := map[string]int{}
+	s.removeAll = func(dir string) error {
+		if _, err := os.Stat(filepath.Join(dir, "meta.json")); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is removed beginning anywhere: %v", dir, err)
+		}
+		removed[filepath.Base(dir)]++
+		return os.RemoveAll(dir)
+	}
+	shipAll(t, s, 1, "")
+	if left, err := os.ReadDir(s.uploads()); err != nil || len(left) > 0 || removed[a.String()] != 1 || removed[b.String()] != 2 {
+		t.Errorf("%v, %v left, %v", err, left, removed)
+	}
+}
+
 // TestState: the file has the bytes of Thanos.
 func TestState(t *testing.T) {
 	const some = "{\n\t\"version\": 1,\n\t\"uploaded\": [\n\t\t\"01M7ZYC1STEW21SJ2T70SNVCXK\",\n\t\t\"01M7ZYC52JECNQ4F55W1Y2QEYW\"\n\t]\n}\n"

@@ -338,6 +338,9 @@ func TestDigests(t *testing.T) {
 			if err != nil || f.Err(up) != nil {
 				t.Fatal(err, f)
 			}
+			if got := load(t, filepath.Join(parent, id)); !got.Thanos.UploadTime.Equal(up.Thanos.UploadTime) {
+				t.Errorf("its meta.json is of an upload at %s, want %s", got.Thanos.UploadTime, up.Thanos.UploadTime)
+			}
 		}
 		download("chunks/000001", "index", "meta.json")
 		download("meta.json")
