@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/oklog/ulid/v2"
@@ -119,7 +120,7 @@ func blocks(t testing.TB, bkt objstore.Bucket) map[ulid.ULID]*meta.Meta {
 type faulty struct {
 	objstore.Bucket
 	fail   map[string]bool // by the end of the name
-	gets   int
+	gets   atomic.Int64
 	before func(name string)
 }
 
@@ -145,7 +146,7 @@ func (f *faulty) Upload(ctx context.Context, name string, r io.Reader, o ...objs
 }
 
 func (f *faulty) Get(ctx context.Context, name string) (io.ReadCloser, error) {
-	f.gets++
+	f.gets.Add(1)
 	if f.failing(name) {
 		return nil, errFault
 	}
@@ -238,19 +239,20 @@ func TestSync(t *testing.T) {
 	}
 
 	// Nothing is asked of the bucket for what is known; without the file, one object per block.
-	bkt.gets, order = 0, nil
+	order = nil
+	bkt.gets.Store(0)
 	shipAll(t, s, 0, "")
-	if bkt.gets != 0 {
-		t.Errorf("%d reads", bkt.gets)
+	if bkt.gets.Load() != 0 {
+		t.Errorf("%d reads", bkt.gets.Load())
 	}
 	for _, broken := range []string{"", "{", `{"version":2}`, `{"version":1,"uploaded":["x"]}`} {
-		bkt.gets = 0
+		bkt.gets.Store(0)
 		if err := os.WriteFile(filepath.Join(dir, "thanos.shipper.json"), []byte(broken), 0o644); err != nil {
 			t.Fatal(err)
 		}
 		shipAll(t, s, 0, "")
-		if bkt.gets != 2 || !slices.Equal(uploaded(t, dir), texts(early, late)) {
-			t.Errorf("%d reads, state %q", bkt.gets, uploaded(t, dir))
+		if bkt.gets.Load() != 2 || !slices.Equal(uploaded(t, dir), texts(early, late)) {
+			t.Errorf("%d reads, state %q", bkt.gets.Load(), uploaded(t, dir))
 		}
 	}
 	// What the TSDB has removed is forgotten.
