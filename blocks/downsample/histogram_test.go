@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -339,4 +341,77 @@ func FuzzChunks(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestHistogramOracle: whatever the schemas, zero buckets and resets, no sample is lost or
+// counted twice, and each chunk's counter comes to what the samples in it do.
+func TestHistogramOracle(t *testing.T) {
+	const resolution = 1000
+	cut := 0
+	for seed := range uint64(60) {
+		r := rand.New(rand.NewPCG(seed, 3))
+		var in []histogramSample
+		at, schema, zero := r.Int64N(5000), int32(r.IntN(2)), 0.001
+		buckets := []float64{1, 1, 1}
+		for range 200 + r.IntN(800) {
+			switch r.IntN(60) {
+			case 0:
+				schema = 1 - schema
+			case 1:
+				zero = []float64{0.001, 0.01}[r.IntN(2)]
+			case 2, 3:
+				buckets = []float64{0, 1, 0}
+			}
+			buckets[r.IntN(3)] += float64(r.IntN(10))
+			in = append(in, histogramSample{at, hist(schema, zero, slices.Clone(buckets)...)})
+			at += 1 + r.Int64N(400)
+		}
+		stored := native(t, in...)
+		made, err := raw(stored, resolution)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The library knows about resets what the chunks say: the first of each may be one.
+		var all []histogramSample
+		for _, s := range stored {
+			all = append(all, decodedHistograms(t, s.Encoded)...)
+		}
+		samples, i, before, total := 0, 0, (*histogram.FloatHistogram)(nil), 0.0
+		for k, c := range made {
+			if k > 0 && made[k-1].MaxTime >= c.MinTime {
+				t.Fatalf("seed %d: chunks overlap", seed)
+			}
+			counter, sum, count := decodedHistograms(t, c.Aggregates.Counter), decodedHistograms(t, c.Aggregates.Sum), decoded(t, c.Aggregates.Count)
+			// A counter either begins anew, at the first sample, or goes on.
+			if k > 0 && counter[0].h.Count < total {
+				before, total = nil, 0
+			} else if k > 0 {
+				cut++
+			}
+			for j, p := range count {
+				n, observed := 0.0, 0.0
+				for ; i < len(all) && all[i].t <= p.t; i++ {
+					h := all[i].h
+					switch {
+					case before == nil, h.DetectReset(before):
+						total += h.Count
+					default:
+						total += h.Count - before.Count
+					}
+					before = h
+					n, observed = n+1, observed+h.Count
+				}
+				if n != p.v || sum[j].h.Count != observed || counter[j].h.Count != total {
+					t.Fatalf("seed %d: window to %d of chunk %d: %g samples with %g in all and a counter of %g, want %g, %g, %g", seed, p.t, k, p.v, sum[j].h.Count, counter[j].h.Count, n, observed, total)
+				}
+				samples += int(n)
+			}
+		}
+		if samples != len(in) {
+			t.Fatalf("seed %d: %d of %d samples", seed, samples, len(in))
+		}
+	}
+	if cut < 20 {
+		t.Errorf("%d counters went on in another chunk", cut)
+	}
 }
