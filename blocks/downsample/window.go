@@ -150,7 +150,7 @@ func floats(in []point, resolution int64, emit func(t int64, w *window, total fl
 // floatChunk collects the points of an aggregate chunk of floats.
 type floatChunk struct{ count, sum, min, max, counter xorChunk }
 
-// batch is the chunk of one batch of raw samples, which are not NaN.
+// rawFloats is the chunk of one batch of raw samples, which are not NaN.
 func rawFloats(in []point, resolution int64) backend.Chunk {
 	var c floatChunk
 	// What the counter was at the start and at the end is kept beside how far it has come:
