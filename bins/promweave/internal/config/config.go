@@ -31,6 +31,7 @@ const (
 	KindTSDB       = "tsdb"
 	KindStoreAPI   = "storeapi"
 	KindPrometheus = "prometheus"
+	KindBucket     = "bucket"
 )
 
 // kindPlugin stands for the kind of a backend that is a plug-in, which has none.
@@ -129,7 +130,7 @@ type SelfScrape struct {
 // Kind is set.
 type Backend struct {
 	Name           string            `koanf:"name" doc:"unique name, of a-z 0-9 - _ ."`
-	Kind           string            `koanf:"kind" doc:"tsdb, storeapi or prometheus"`
+	Kind           string            `koanf:"kind" doc:"tsdb, bucket, storeapi or prometheus"`
 	ExternalLabels map[string]string `koanf:"external_labels" doc:"labels added to every series of the backend"`
 	Required       bool              `koanf:"required" doc:"without it a query fails, even where partial answers are allowed"`
 	Timeout        time.Duration     `koanf:"timeout" doc:"longest time the backend may take for its share; 0 is that of the query"`
@@ -140,6 +141,7 @@ type Backend struct {
 	TSDB       *TSDB       `koanf:"config" kind:"tsdb"`
 	StoreAPI   *StoreAPI   `koanf:"config" kind:"storeapi"`
 	Prometheus *Prometheus `koanf:"config" kind:"prometheus"`
+	Bucket     *Bucket     `koanf:"config" kind:"bucket"`
 	// Config is that of a plug-in, as JSON.
 	Config Raw `koanf:"config" kind:"plugin" doc:"what the plug-in's own documentation says"`
 }
@@ -176,6 +178,23 @@ type Prometheus struct {
 	TLS      ClientTLS     `koanf:"tls"`
 	Timeout  time.Duration `koanf:"timeout" doc:"longest time for one request to the server; 0 is 2m"`
 	ReadMode string        `koanf:"read_mode" doc:"form of remote read: auto, streamed or samples"`
+}
+
+// Bucket is an object-storage bucket with blocks, as Thanos keeps them.
+type Bucket struct {
+	Objstore Raw    `koanf:"objstore" doc:"the bucket, as Thanos has it: {type: S3, config: {bucket: …, endpoint: …}, prefix: …}"`
+	DataDir  string `koanf:"data_dir" path:"yes" doc:"directory for index headers and what is known of blocks; it can be lost and is made anew"`
+	// SyncInterval and the delays are those of Thanos' store gateway.
+	SyncInterval time.Duration `koanf:"sync_interval" doc:"time between two looks at which blocks there are"`
+	// ConsistencyDelay hides fresh uploads.
+	ConsistencyDelay        time.Duration `koanf:"consistency_delay" doc:"age from which an uploaded block is used; for providers whose listings lag behind"`
+	IgnoreDeletionMarkDelay time.Duration `koanf:"ignore_deletion_marks_delay" doc:"time after which a block that is marked for deletion is not used any more"`
+	Concurrency             int           `koanf:"concurrency" doc:"most requests to the bucket at once"`
+}
+
+// DefaultBucket has what a bucket has if nothing is said.
+func DefaultBucket() Bucket {
+	return Bucket{DataDir: "bucket-cache", SyncInterval: 15 * time.Minute, IgnoreDeletionMarkDelay: 24 * time.Hour, Concurrency: 32}
 }
 
 // Auth is how a client says who it is over HTTP: nothing, a user or a token.

@@ -227,7 +227,7 @@ func TestEveryKeyIsDocumented(t *testing.T) {
 			t.Errorf("%s: no text for the help of its flag", k.Name)
 		}
 		found, text := false, ""
-		for _, kind := range []string{"", KindTSDB, KindStoreAPI, KindPrometheus} {
+		for _, kind := range []string{"", KindTSDB, KindBucket, KindStoreAPI, KindPrometheus} {
 			if k.Kind == "" || k.Kind == kind {
 				c, ok := comments[kind+" "+k.Name]
 				found, text = found || ok, text+c

@@ -344,7 +344,7 @@ func (l *loader) section(n *yaml.Node, t reflect.Type, path, schemaPath, kind st
 }
 
 func (l *loader) knownKind(n *yaml.Node, path, kind string) bool {
-	known := []string{KindTSDB, KindStoreAPI, KindPrometheus}
+	known := []string{KindTSDB, KindBucket, KindStoreAPI, KindPrometheus}
 	at, plugin := l.line(n), false
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		switch n.Content[i].Value {
@@ -570,6 +570,10 @@ func (l *loader) decode(c *Config) {
 		case KindPrometheus:
 			b.Prometheus = &Prometheus{ReadMode: "auto"}
 			l.into(conf, b.Prometheus)
+		case KindBucket:
+			d := DefaultBucket()
+			b.Bucket = &d
+			l.into(conf, b.Bucket)
 		}
 		c.Backends = append(c.Backends, b)
 	}

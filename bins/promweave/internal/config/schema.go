@@ -202,7 +202,7 @@ var elsewhere = map[string]string{
 }
 
 var kindsNotYet = []string{
-	"bucket", "influxdb", "opentsdb", "graphite", "m3", "victoriametrics", "cortex", "mimir", "remote_read",
+	"influxdb", "opentsdb", "graphite", "m3", "victoriametrics", "cortex", "mimir", "remote_read",
 }
 
 // suggest returns the word nearest to s, "" if none is near.

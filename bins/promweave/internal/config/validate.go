@@ -4,6 +4,7 @@
 package config
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"net"
@@ -180,8 +181,45 @@ func validateBackend(b *Backend, at string, l *loader) {
 		validateStoreAPI(b.StoreAPI, conf, l)
 	case KindPrometheus:
 		validatePrometheus(b.Prometheus, conf, l)
+	case KindBucket:
+		if len(b.ExternalLabels) > 0 {
+			bad(at+".external_labels", "blocks in a bucket bring labels of their own, in meta.json")
+		}
+		validateBucket(b.Bucket, conf, l)
 	default:
 		bad(at+".kind", "unknown kind %q", b.Kind)
+	}
+}
+
+func validateBucket(b *Bucket, at string, l *loader) {
+	if b == nil {
+		d := DefaultBucket()
+		b = &d
+	}
+	var o struct {
+		Type   string         `json:"type"`
+		Config map[string]any `json:"config"`
+		Prefix string         `json:"prefix"`
+	}
+	switch err := json.Unmarshal([]byte(b.Objstore), &o); {
+	case b.Objstore == "":
+		l.bad(at+".objstore", "missing: the bucket, as {type: FILESYSTEM, config: {directory: /data/bucket}}")
+	case err != nil:
+		l.bad(at+".objstore", "want type, config and prefix: %v", err)
+	case o.Type == "":
+		l.bad(at+".objstore.type", "missing: FILESYSTEM, S3, GCS, AZURE, SWIFT, COS, ALIYUNOSS, BOS, OCI or OBS")
+	}
+	if b.DataDir == "" {
+		l.bad(at+".data_dir", "missing: a directory that this program may write to")
+	}
+	if b.SyncInterval < time.Second {
+		l.bad(at+".sync_interval", "must be 1s or more")
+	}
+	if b.ConsistencyDelay < 0 || b.IgnoreDeletionMarkDelay < 0 {
+		l.bad(at, "a delay must not be negative")
+	}
+	if b.Concurrency < 1 {
+		l.bad(at+".concurrency", "must be 1 or more")
 	}
 }
 
@@ -374,7 +412,7 @@ func plainNode(v reflect.Value) *yaml.Node {
 // omitted says whether an empty value is better left out: its absence means the same.
 func omitted(v reflect.Value) bool {
 	switch v.Interface().(type) {
-	case *TSDB, *StoreAPI, *Prometheus, *Plugin, TimeRange, TimeBound, Auth, ClientTLS, Raw, JWT:
+	case *TSDB, *StoreAPI, *Prometheus, *Bucket, *Plugin, TimeRange, TimeBound, Auth, ClientTLS, Raw, JWT:
 		return v.IsZero()
 	case map[string]string, []Filter, []HTTPRule:
 		return v.Len() == 0

@@ -20,7 +20,10 @@ import (
 	promserver "github.com/promweave/promweave/backends/prometheus"
 	"github.com/promweave/promweave/backends/storeapi"
 	"github.com/promweave/promweave/backends/tsdb"
+	"github.com/promweave/promweave/bins/promweave/internal/bucketclient"
+	"github.com/promweave/promweave/bins/promweave/internal/bucketstore"
 	"github.com/promweave/promweave/bins/promweave/internal/config"
+	"github.com/promweave/promweave/blocks/view"
 	"github.com/promweave/promweave/core/fanout"
 	"github.com/promweave/promweave/core/membership"
 	"github.com/promweave/promweave/core/report"
@@ -37,6 +40,7 @@ type stores struct {
 	metrics *metrics
 	tracing *tracing
 	plugins *registry.Registry
+	buckets *bucketclient.Opener
 
 	mu     sync.Mutex
 	opened map[string]*store
@@ -78,7 +82,7 @@ type kernel struct {
 }
 
 func newStores(log *slog.Logger, m *metrics, t *tracing, plugins *registry.Registry) *stores {
-	return &stores{log: log, metrics: m, tracing: t, plugins: plugins, opened: map[string]*store{}}
+	return &stores{log: log, metrics: m, tracing: t, plugins: plugins, buckets: bucketclient.NewOpener(m.base), opened: map[string]*store{}}
 }
 
 // get returns a backend without filters.
@@ -293,6 +297,8 @@ func (s *stores) openOne(ctx context.Context, bc config.Backend) (*shared[*kerne
 		if err == nil {
 			st.b = b
 		}
+	case bc.Bucket != nil:
+		st.b, end, err = s.openBucket(ctx, bc, log)
 	case bc.StoreAPI != nil:
 		c := bc.StoreAPI
 		sc := storeapi.Config{
@@ -315,6 +321,39 @@ func (s *stores) openOne(ctx context.Context, bc config.Backend) (*shared[*kerne
 		return nil, err
 	}
 	return share(st, end), nil
+}
+
+// openBucket opens a backend over a bucket. One that is required has to be there; any other may
+// come later, unless what is wrong is in the configuration.
+func (s *stores) openBucket(ctx context.Context, bc config.Backend, log *slog.Logger) (backend.Backend, func() error, error) {
+	c := bc.Bucket
+	// What is wrong with the configuration is found before anything is asked for.
+	if bkt, err := s.buckets.Open(bucketclient.Config{Objstore: []byte(c.Objstore), Name: bc.Name}); err != nil {
+		return nil, nil, err
+	} else if err := bkt.Close(); err != nil {
+		return nil, nil, err
+	}
+	open := func(ctx context.Context) (backend.Backend, func() error, error) {
+		bkt, err := s.buckets.Open(bucketclient.Config{Objstore: []byte(c.Objstore), Name: bc.Name})
+		if err != nil {
+			return nil, nil, err
+		}
+		b, err := bucketstore.Open(ctx, bkt, bucketstore.Config{
+			Dir: c.DataDir, SyncInterval: c.SyncInterval, Concurrency: c.Concurrency,
+			Policy: view.Policy{ConsistencyDelay: c.ConsistencyDelay, DeletionDelay: c.IgnoreDeletionMarkDelay},
+		}, log)
+		if err != nil {
+			return nil, nil, err
+		}
+		return b, b.Close, nil
+	}
+	b, end, err := open(ctx)
+	if err == nil || ctx.Err() != nil || bc.Required || s.opened[bc.Name] != nil {
+		return b, end, err
+	}
+	log.Warn("a bucket cannot be read; it is expected all the same, and tried again", "err", err)
+	l := &late{open: func() (backend.Backend, func() error, error) { return open(context.WithoutCancel(ctx)) }, err: err}
+	return l, l.Close, nil
 }
 
 // openPlugin opens a backend that is a plug-in. One that is required has to start, and
