@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/promweave/promweave/bins/promweave/internal/apiclient"
+	"github.com/promweave/promweave/bins/promweave/internal/console"
 	"github.com/promweave/promweave/core/report"
 )
 
@@ -39,7 +40,7 @@ func (a *app) backendsCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "backends",
 		Short: "Show the backends of a server",
-		RunE:  group,
+		RunE:  console.Group,
 	}
 	srv.add(cmd)
 
@@ -56,16 +57,16 @@ func (a *app) backendsCmd() *cobra.Command {
 			defer cancel()
 			ans, err := c.Get(ctx, "/api/v1/stores", nil)
 			if err != nil {
-				return failed(errors.New(clean(err.Error())))
+				return console.Failed(errors.New(console.Clean(err.Error())))
 			}
 			var groups map[string][]store
 			if err := json.Unmarshal(ans.Data, &groups); err != nil {
-				return failed(fmt.Errorf("list of the server's backends: %w", err))
+				return console.Failed(fmt.Errorf("list of the server's backends: %w", err))
 			}
-			return a.write(cmd, output, ans.Data, func(w io.Writer) error { return a.listText(w, groups) })
+			return a.Write(cmd, output, ans.Data, func(w io.Writer) error { return a.listText(w, groups) })
 		},
 	}
-	outputFlag(list, &output, "text", "json", "yaml")
+	console.OutputFlag(list, &output, "text", "json", "yaml")
 
 	var (
 		eval      evalFlags
@@ -85,7 +86,7 @@ func (a *app) backendsCmd() *cobra.Command {
 	eval.add(why)
 	rng.add(why, "")
 	why.Flags().StringVar(&at, "time", "", "the instant: now (default), -1h, RFC 3339, or seconds since 1970")
-	outputFlag(why, &outputWhy, "text", "json", "yaml")
+	console.OutputFlag(why, &outputWhy, "text", "json", "yaml")
 
 	cmd.AddCommand(list, why)
 	return cmd
@@ -102,7 +103,7 @@ func (a *app) listText(out io.Writer, groups map[string][]store) error {
 			if s.LastError != nil || s.Healthy != nil && !*s.Healthy {
 				state = "unhealthy"
 				if s.LastError != nil {
-					a.say("%s: %s", s.Name, *s.LastError)
+					a.Say("%s: %s", s.Name, *s.LastError)
 				}
 			}
 			kind := s.Kind
@@ -117,11 +118,11 @@ func (a *app) listText(out io.Writer, groups map[string][]store) error {
 			if s.Required {
 				required = "yes"
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", clean(s.Name), clean(kind), state, required, clean(strings.Join(sets, " ")), millis(s.MinTime), millis(s.MaxTime))
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", console.Clean(s.Name), console.Clean(kind), state, required, console.Clean(strings.Join(sets, " ")), millis(s.MinTime), millis(s.MaxTime))
 		}
 	}
 	if n == 0 {
-		a.say("the server has no backends")
+		a.Say("the server has no backends")
 		return nil
 	}
 	return w.Flush()
@@ -138,13 +139,13 @@ func (a *app) whyText(out io.Writer, rep *report.Report) error {
 		}
 	}
 	if len(lines) == 0 {
-		a.say("the query selects no series: no backend would be asked")
+		a.Say("the query selects no series: no backend would be asked")
 		return nil
 	}
 	slices.SortStableFunc(lines, func(x, y line) int { return strings.Compare(x.backend, y.backend) })
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	for _, l := range lines {
-		fmt.Fprintf(w, "%s\t%s\n", clean(l.backend), clean(l.text))
+		fmt.Fprintf(w, "%s\t%s\n", console.Clean(l.backend), console.Clean(l.text))
 	}
 	return w.Flush()
 }

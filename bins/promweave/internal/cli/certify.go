@@ -25,6 +25,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/promweave/promweave/bins/promweave/internal/config"
+	"github.com/promweave/promweave/bins/promweave/internal/console"
 	"github.com/promweave/promweave/bins/promweave/internal/serve"
 	"github.com/promweave/promweave/bins/promweave/internal/workbench"
 	"github.com/promweave/promweave/conformance"
@@ -91,7 +92,7 @@ Exit codes: 0 certified, 1 not certified, 2 wrong usage.`,
   promweave certify --backend influx --config promweave.yaml --remote-write http://127.0.0.1:8086/api/v1/prom/write?db=x`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return group(cmd, args)
+				return console.Group(cmd, args)
 			}
 			return nil
 		},
@@ -132,7 +133,7 @@ Exit codes: 0 certified, 1 not certified, 2 wrong usage.`,
 	fl.StringVar(&f.summary, "summary", "", "file to write the signed summary to, "+trust.ConformanceFile+" in the plug-in's directory: plugin package includes it")
 	fl.StringVar(&f.keyFile, "key", "", "file of the signing key, for --summary")
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "list what passed too")
-	outputFlag(cmd, &f.output, "text", "json", "yaml")
+	console.OutputFlag(cmd, &f.output, "text", "json", "yaml")
 	cmd.AddCommand(a.certifyCorpusCmd())
 	return cmd
 }
@@ -151,35 +152,35 @@ func (f *certifyFlags) check(cmd *cobra.Command) error {
 	}
 	switch {
 	case f.filter && (n != 1 || f.endpoint != "" || f.backend != ""):
-		return usage(cmd, "with --filter one of --plugin, --wasm, --dial and --kind says what is certified")
+		return console.Usage(cmd, "with --filter one of --plugin, --wasm, --dial and --kind says what is certified")
 	case !f.filter && (f.kind != "" || f.idempotent || len(f.denied)+len(f.series) > 0 || f.pid != 0 || f.callTime != 0):
-		return usage(cmd, "--kind, --idempotent, --denied, --series, --pid and --time are about filters: they go with --filter")
+		return console.Usage(cmd, "--kind, --idempotent, --denied, --series, --pid and --time are about filters: they go with --filter")
 	case n != 1:
-		return usage(cmd, "one of --endpoint, --plugin, --wasm, --dial and --backend says what is certified")
+		return console.Usage(cmd, "one of --endpoint, --plugin, --wasm, --dial and --backend says what is certified")
 	case len(f.http) > 0 && f.wasm == "":
-		return usage(cmd, "--http is what a module may ask: it goes with --wasm")
+		return console.Usage(cmd, "--http is what a module may ask: it goes with --wasm")
 	case f.remoteWrite != "" && f.blocks != "":
-		return usage(cmd, "--remote-write and --blocks are two ways to load the same data: take one")
+		return console.Usage(cmd, "--remote-write and --blocks are two ways to load the same data: take one")
 	case (f.summary == "") != (f.keyFile == ""):
-		return usage(cmd, "--summary and --key belong together: a summary is signed")
+		return console.Usage(cmd, "--summary and --key belong together: a summary is signed")
 	case f.summary != "" && f.plugin == "" && f.wasm == "":
-		return usage(cmd, "--summary is about a file: it goes with --plugin and --wasm")
+		return console.Usage(cmd, "--summary is about a file: it goes with --plugin and --wasm")
 	case (f.breaks == "") != (f.mends == ""):
-		return usage(cmd, "--break and --mend belong together")
+		return console.Usage(cmd, "--break and --mend belong together")
 	}
 	for _, p := range f.profiles {
 		if !slices.Contains(known, p) {
-			return usage(cmd, "--profile %s: there is no such profile: %s", p, strings.Join(known, ", "))
+			return console.Usage(cmd, "--profile %s: there is no such profile: %s", p, strings.Join(known, ", "))
 		}
 	}
 	for _, x := range f.notClaimed {
 		if profile, why, _ := strings.Cut(x, "="); why == "" || !slices.Contains(known, profile) {
-			return usage(cmd, "--not-claimed %s: want PROFILE=REASON, and a profile that there is: %s", x, strings.Join(known, ", "))
+			return console.Usage(cmd, "--not-claimed %s: want PROFILE=REASON, and a profile that there is: %s", x, strings.Join(known, ", "))
 		}
 	}
 	for _, file := range f.reports {
 		if !slices.Contains([]string{".json", ".xml", ".html", ".txt"}, filepath.Ext(file)) {
-			return usage(cmd, "--report %s: the name has to end in .json, .xml, .html or .txt", file)
+			return console.Usage(cmd, "--report %s: the name has to end in .json, .xml, .html or .txt", file)
 		}
 	}
 	return nil
@@ -203,14 +204,14 @@ func (a *app) certify(cmd *cobra.Command, f *certifyFlags) error {
 	if f.run != "" {
 		re, err := regexp.Compile(f.run)
 		if err != nil {
-			return usage(cmd, "--run: %v", err)
+			return console.Usage(cmd, "--run: %v", err)
 		}
 		o.Run = re.MatchString
 	}
 	if f.filter {
 		rep, err := a.certifyFilter(cmd.Context(), f, o.Run)
 		if err != nil {
-			return failed(err)
+			return console.Failed(err)
 		}
 		return a.certified(cmd, f, rep)
 	}
@@ -218,14 +219,14 @@ func (a *app) certify(cmd *cobra.Command, f *certifyFlags) error {
 	for _, x := range f.external {
 		ls, err := parseLabels(x)
 		if err != nil {
-			return usage(cmd, "--external %s: %v", x, err)
+			return console.Usage(cmd, "--external %s: %v", x, err)
 		}
 		s.External = append(s.External, ls)
 	}
 	var caps backend.Capabilities
 	for _, name := range slices.Concat(f.claim, f.unclaim) {
 		if err := conformance.SetClaim(&caps, name, true); err != nil {
-			return usage(cmd, "%v", err)
+			return console.Usage(cmd, "%v", err)
 		}
 	}
 	s.Claim = func(c *backend.Capabilities) {
@@ -242,14 +243,14 @@ func (a *app) certify(cmd *cobra.Command, f *certifyFlags) error {
 	if f.manifest != "" {
 		data, err := os.ReadFile(f.manifest)
 		if err != nil {
-			return failed(err)
+			return console.Failed(err)
 		}
 		m, err := corpus.ParseManifest(data)
 		if err == nil {
 			s.Corpus, err = m.Corpus()
 		}
 		if err != nil {
-			return failed(fmt.Errorf("%s: %w", f.manifest, err))
+			return console.Failed(fmt.Errorf("%s: %w", f.manifest, err))
 		}
 	} else {
 		s.Corpus = usualCorpus(f.remoteWrite != "")
@@ -258,20 +259,20 @@ func (a *app) certify(cmd *cobra.Command, f *certifyFlags) error {
 	for _, x := range f.leaveOut {
 		part, why, ok := strings.Cut(x, "=")
 		if !ok || why == "" || !slices.Contains(corpus.All(), corpus.Part(part)) {
-			return usage(cmd, "--leave-out %s: want PART=REASON, and a part that there is: %v", x, corpus.All())
+			return console.Usage(cmd, "--leave-out %s: want PART=REASON, and a part that there is: %v", x, corpus.All())
 		}
 		left[corpus.Part(part)] = why
 	}
 	end, err := a.openSubject(cmd.Context(), f, s)
 	if err != nil {
-		return failed(err)
+		return console.Failed(err)
 	}
 	defer end()
 	f.loader(s, left)
 	o.Progress = func(done, of int, r *report.Result) { a.progress(f, done, of, r) }
 	rep, err := conformance.Certify(cmd.Context(), s, o)
 	if err != nil {
-		return failed(err)
+		return console.Failed(err)
 	}
 	return a.certified(cmd, f, rep)
 }
@@ -283,7 +284,7 @@ func (a *app) progress(f *certifyFlags, done, of int, r *report.Result) {
 		mark = strings.ToUpper(string(r.Outcome))
 	}
 	if f.verbose || mark != "ok" && mark != "-" || done == of || done%10 == 0 {
-		a.say("%3d/%d %s %s, %s", done, of, r.ID, mark, count(r.Requests, "request"))
+		a.Say("%3d/%d %s %s, %s", done, of, r.ID, mark, count(r.Requests, "request"))
 	}
 }
 
@@ -291,15 +292,15 @@ func (a *app) progress(f *certifyFlags, done, of int, r *report.Result) {
 func (a *app) certified(cmd *cobra.Command, f *certifyFlags, rep *report.Report) error {
 	for _, file := range f.reports {
 		if err := writeReport(file, rep); err != nil {
-			return failed(err)
+			return console.Failed(err)
 		}
 	}
-	if err := a.write(cmd, f.output, rep, func(w io.Writer) error { return rep.Text(w, f.verbose) }); err != nil {
+	if err := a.Write(cmd, f.output, rep, func(w io.Writer) error { return rep.Text(w, f.verbose) }); err != nil {
 		return err
 	}
 	if f.summary != "" && rep.Certified {
 		if err := a.writeSummary(f, rep); err != nil {
-			return failed(err)
+			return console.Failed(err)
 		}
 	}
 	partial := f.run != "" || len(f.profiles) > 0
@@ -307,7 +308,7 @@ func (a *app) certified(cmd *cobra.Command, f *certifyFlags, rep *report.Report)
 		return r.Level == report.Must && (r.Outcome == report.Failed || r.Outcome == report.Refused)
 	})
 	if !rep.Certified && (!partial || bad) {
-		return &exitError{code: exitFailed}
+		return &console.Error{Code: console.ExitFailed}
 	}
 	return nil
 }
@@ -345,7 +346,7 @@ func shell(command string) func(context.Context) error {
 
 // openSubject reaches what is certified.
 func (a *app) openSubject(ctx context.Context, f *certifyFlags, s *conformance.Subject) (end func(), err error) {
-	log := slog.New(slog.NewTextHandler(a.talk, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	log := slog.New(slog.NewTextHandler(a.Talk, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	switch {
 	case f.endpoint != "":
 		opts, err := storeapi.DialOptions(storeapi.DialConfig{})

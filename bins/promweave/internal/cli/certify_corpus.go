@@ -20,6 +20,7 @@ import (
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/spf13/cobra"
 
+	"github.com/promweave/promweave/bins/promweave/internal/console"
 	"github.com/promweave/promweave/conformance/corpus"
 	"github.com/promweave/promweave/conformance/corpus/export"
 )
@@ -41,13 +42,13 @@ certify --corpus knows what was loaded: manifest.json is that of the blocks.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if out == "" {
-				return usage(cmd, "--out says where to")
+				return console.Usage(cmd, "--out says where to")
 			}
 			o := corpus.Options{Seed: seed, Generated: generated}
 			if at != "" {
 				t, err := time.Parse(time.RFC3339, at)
 				if err != nil {
-					return usage(cmd, "--at %s: want a time such as 2026-01-05T08:00:00Z", at)
+					return console.Usage(cmd, "--at %s: want a time such as 2026-01-05T08:00:00Z", at)
 				}
 				o.Start = t.UnixMilli()
 			}
@@ -55,18 +56,18 @@ certify --corpus knows what was loaded: manifest.json is that of the blocks.`,
 			if external != "" {
 				var err error
 				if ext, err = parseLabels(external); err != nil {
-					return usage(cmd, "--external %s: %v", external, err)
+					return console.Usage(cmd, "--external %s: %v", external, err)
 				}
 			}
 			if entries, err := os.ReadDir(out); err == nil && len(entries) > 0 {
-				return failed(fmt.Errorf("%s is not empty, and is not written over: take another directory", out))
+				return console.Failed(fmt.Errorf("%s is not empty, and is not written over: take another directory", out))
 			} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return failed(err)
+				return console.Failed(err)
 			}
 			c := corpus.New(o)
 			c = c.Only(slices.DeleteFunc(c.Parts(), func(p corpus.Part) bool { return slices.Contains(notInBlocks, p) })...)
 			if err := a.writeCorpus(cmd.Context(), out, c, ext); err != nil {
-				return failed(err)
+				return console.Failed(err)
 			}
 			return nil
 		},
@@ -92,7 +93,7 @@ func (a *app) writeCorpus(ctx context.Context, out string, c *corpus.Corpus, ext
 		return err
 	}
 	names := []string{blocks, filepath.Join(out, "manifest.json")}
-	a.say("%d series in %s, from %s on.", len(c.Series), count(len(ids), "block"), time.UnixMilli(c.Start).UTC().Format(time.RFC3339))
+	a.Say("%d series in %s, from %s on.", len(c.Series), count(len(ids), "block"), time.UnixMilli(c.Start).UTC().Format(time.RFC3339))
 	for _, form := range []struct {
 		file  string
 		write func(io.Writer, *corpus.Corpus) (map[corpus.Part]string, error)
@@ -113,15 +114,15 @@ func (a *app) writeCorpus(ctx context.Context, out string, c *corpus.Corpus, ext
 		}
 		names = append(names, file, manifest)
 		for _, part := range slices.Sorted(maps.Keys(left)) {
-			a.say("%s lacks %s: %s", form.file, part, left[part])
+			a.Say("%s lacks %s: %s", form.file, part, left[part])
 		}
 	}
 	for _, name := range names {
-		if _, err := fmt.Fprintln(a.out, name); err != nil {
+		if _, err := fmt.Fprintln(a.Out, name); err != nil {
 			return err
 		}
 	}
-	a.say(`To serve the blocks:
+	a.Say(`To serve the blocks:
   backends:
     - {name: corpus, kind: tsdb, external_labels: {cluster: eu1, replica: a}, config: {path: %q, read_only: true}}
 Then: promweave certify --endpoint 127.0.0.1:10901 --corpus %s`, blocks, filepath.Join(out, "manifest.json"))

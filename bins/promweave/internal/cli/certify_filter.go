@@ -42,7 +42,7 @@ func (a *app) certifyFilter(ctx context.Context, f *certifyFlags, run func(strin
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	log := slog.New(slog.NewTextHandler(a.talk, &slog.HandlerOptions{Level: slog.LevelError}))
+	log := slog.New(slog.NewTextHandler(a.Talk, &slog.HandlerOptions{Level: slog.LevelError}))
 	r := registry.New(registry.Options{Dir: dir, Logger: log, Builtins: serve.BuiltinFilters()})
 	defer r.Close()
 	x, err := r.Filter(ctx, filters.Backend, spec, []byte(settings), filtering.Closed)

@@ -20,6 +20,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/promweave/promweave/bins/promweave/internal/config"
+	"github.com/promweave/promweave/bins/promweave/internal/console"
 	"github.com/promweave/promweave/bins/promweave/internal/workbench"
 )
 
@@ -157,7 +158,7 @@ func fake(dir string) http.HandlerFunc {
 // TestHelpNamesEverything: every command and flag has a description, and serve has
 // a flag for every key that can have one.
 func TestHelpNamesEverything(t *testing.T) {
-	a := &app{out: io.Discard, talk: io.Discard}
+	a := &app{&console.Console{Out: io.Discard, Talk: io.Discard}}
 	cmds := a.root().Commands()
 	for i := 0; i < len(cmds); i++ {
 		cmds = append(cmds, cmds[i].Commands()...)

@@ -22,6 +22,7 @@ import (
 	"github.com/tetratelabs/wazero"
 
 	"github.com/promweave/promweave/bins/promweave/internal/config"
+	"github.com/promweave/promweave/bins/promweave/internal/console"
 	"github.com/promweave/promweave/core/httpapi"
 	"github.com/promweave/promweave/plugins/carrier"
 	"github.com/promweave/promweave/plugins/trust"
@@ -40,7 +41,7 @@ func (a *app) pluginCmd() *cobra.Command {
   promweave plugin package --key signing.key my-filter
   promweave plugin install --root-key root.pub my-filter-0.1.0.tar.gz
   promweave plugin list --server http://127.0.0.1:9090`,
-		RunE: group,
+		RunE: console.Group,
 	}
 	cmd.AddCommand(a.pluginNewCmd(), a.pluginRunCmd(), a.pluginTestCmd(), a.pluginBenchCmd(), a.pluginListCmd(), a.pluginInspectCmd(),
 		a.pluginKeysCmd(), a.pluginPackageCmd(), a.pluginSignCmd(), a.pluginVerifyCmd(), a.pluginInstallCmd())
@@ -56,11 +57,11 @@ func askPlugins(cmd *cobra.Command, srv *serverFlags) ([]httpapi.PluginStatus, j
 	defer cancel()
 	ans, err := c.Get(ctx, "/api/v1/plugins", nil)
 	if err != nil {
-		return nil, nil, failed(errors.New(clean(err.Error())))
+		return nil, nil, console.Failed(errors.New(console.Clean(err.Error())))
 	}
 	var list []httpapi.PluginStatus
 	if err := json.Unmarshal(ans.Data, &list); err != nil {
-		return nil, nil, failed(fmt.Errorf("list of the server's plug-ins: %w", err))
+		return nil, nil, console.Failed(fmt.Errorf("list of the server's plug-ins: %w", err))
 	}
 	return list, ans.Data, nil
 }
@@ -79,17 +80,17 @@ func (a *app) pluginListCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.write(cmd, output, raw, func(w io.Writer) error { return a.pluginsText(w, list) })
+			return a.Write(cmd, output, raw, func(w io.Writer) error { return a.pluginsText(w, list) })
 		},
 	}
 	srv.add(cmd)
-	outputFlag(cmd, &output, "text", "json", "yaml")
+	console.OutputFlag(cmd, &output, "text", "json", "yaml")
 	return cmd
 }
 
 func (a *app) pluginsText(out io.Writer, list []httpapi.PluginStatus) error {
 	if len(list) == 0 {
-		a.say("the server has no plug-ins")
+		a.Say("the server has no plug-ins")
 		return nil
 	}
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
@@ -105,15 +106,15 @@ func (a *app) pluginsText(out io.Writer, list []httpapi.PluginStatus) error {
 		}
 		row := []string{p.Name, kind, p.Launch, p.Version, p.State, p.SHA256[:min(12, len(p.SHA256))], p.Signer, may, p.Origin}
 		for i := range row {
-			row[i] = clean(cmp.Or(row[i], "-"))
+			row[i] = console.Clean(cmp.Or(row[i], "-"))
 		}
 		fmt.Fprintln(w, strings.Join(row, "\t"))
 		if p.LastFault != "" {
 			ago := ""
 			if p.LastFaultTime != nil {
-				ago = fmt.Sprintf(", %s ago", model.Duration(a.now().Sub(*p.LastFaultTime).Round(time.Second)))
+				ago = fmt.Sprintf(", %s ago", model.Duration(a.Now().Sub(*p.LastFaultTime).Round(time.Second)))
 			}
-			a.say("%s: last fault%s: %s", p.Name, ago, clean(p.LastFault))
+			a.Say("%s: last fault%s: %s", p.Name, ago, console.Clean(p.LastFault))
 		}
 	}
 	return w.Flush()
@@ -140,7 +141,7 @@ Nothing is said about trust here: plugin verify does that.`,
 			asked := cmd.Flags().Changed("server")
 			if !asked && strings.ContainsAny(name, `/\`) {
 				if missing != nil {
-					return failed(missing)
+					return console.Failed(missing)
 				}
 				return a.inspectFile(cmd, name, output)
 			}
@@ -148,9 +149,9 @@ Nothing is said about trust here: plugin verify does that.`,
 			for _, p := range list {
 				if p.Name == name || slices.Contains(p.UsedBy, name) {
 					if missing == nil {
-						a.say("%s of the server %s; of what is here: ./%s", name, srv.Server, name)
+						a.Say("%s of the server %s; of what is here: ./%s", name, srv.Server, name)
 					}
-					return a.write(cmd, output, p, func(w io.Writer) error { return objectText(w, p) })
+					return a.Write(cmd, output, p, func(w io.Writer) error { return objectText(w, p) })
 				}
 			}
 			switch {
@@ -159,24 +160,24 @@ Nothing is said about trust here: plugin verify does that.`,
 			case err != nil && asked:
 				return err
 			case err != nil:
-				return failed(fmt.Errorf("there is no file %q here, and no server to ask for a plug-in of that name: %w", name, err))
+				return console.Failed(fmt.Errorf("there is no file %q here, and no server to ask for a plug-in of that name: %w", name, err))
 			case asked:
-				return failed(fmt.Errorf("the server has no plug-in %q: promweave plugin list shows those that it has", name))
+				return console.Failed(fmt.Errorf("the server has no plug-in %q: promweave plugin list shows those that it has", name))
 			}
-			return failed(fmt.Errorf("there is no file %q, and the server has no plug-in of that name: promweave plugin list shows those that it has", name))
+			return console.Failed(fmt.Errorf("there is no file %q, and the server has no plug-in of that name: promweave plugin list shows those that it has", name))
 		},
 	}
 	srv.add(cmd)
-	outputFlag(cmd, &output, "text", "json", "yaml")
+	console.OutputFlag(cmd, &output, "text", "json", "yaml")
 	return cmd
 }
 
 func (a *app) inspectFile(cmd *cobra.Command, path, output string) error {
 	i, err := inspect(cmd.Context(), path)
 	if err != nil {
-		return failed(err)
+		return console.Failed(err)
 	}
-	return a.write(cmd, output, i, i.text)
+	return a.Write(cmd, output, i, i.text)
 }
 
 // objectText writes an object as lines of keys and values.
@@ -203,7 +204,7 @@ func objectText(out io.Writer, v any) error {
 		if json.Unmarshal(value, &text) != nil {
 			text = string(value)
 		}
-		fmt.Fprintf(w, "%s\t%s\n", key, clean(strings.Join(strings.Fields(cmp.Or(text, "-")), " ")))
+		fmt.Fprintf(w, "%s\t%s\n", key, console.Clean(strings.Join(strings.Fields(cmp.Or(text, "-")), " ")))
 	}
 	return w.Flush()
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/promweave/promweave/bins/promweave/internal/config"
+	"github.com/promweave/promweave/bins/promweave/internal/console"
 	"github.com/promweave/promweave/bins/promweave/internal/serve"
 	"github.com/promweave/promweave/bins/promweave/internal/workbench"
 	"github.com/promweave/promweave/plugins/scaffold"
@@ -51,23 +52,23 @@ the one that --sdk names; without either with the SDK of this release.`,
 			}
 			files, err := scaffold.Write(args[0], o)
 			if err != nil {
-				return failed(err)
+				return console.Failed(err)
 			}
 			for _, f := range files {
-				if _, err := fmt.Fprintln(a.out, filepath.Join(args[0], filepath.FromSlash(f))); err != nil {
+				if _, err := fmt.Fprintln(a.Out, filepath.Join(args[0], filepath.FromSlash(f))); err != nil {
 					return err
 				}
 			}
-			a.say("%s is there. Next: promweave plugin test %s; its README.md has the rest.", args[0], args[0])
+			a.Say("%s is there. Next: promweave plugin test %s; its README.md has the rest.", args[0], args[0])
 			if slices.Contains(files, scaffold.TryServer) {
-				a.say("Before that, start what it reads from: python3 %s &", filepath.Join(args[0], filepath.FromSlash(scaffold.TryServer)))
+				a.Say("Before that, start what it reads from: python3 %s &", filepath.Join(args[0], filepath.FromSlash(scaffold.TryServer)))
 			}
 			switch {
 			case o.Language != "go":
 			case o.SDK == "":
-				a.say("Before that, run go mod tidy in it: it downloads the SDK. --sdk CHECKOUT does without.")
+				a.Say("Before that, run go mod tidy in it: it downloads the SDK. --sdk CHECKOUT does without.")
 			case !cmd.Flags().Changed("sdk"):
-				a.say("It is built with the checkout of Promweave in %s; --sdk names another.", o.SDK)
+				a.Say("It is built with the checkout of Promweave in %s; --sdk names another.", o.SDK)
 			}
 			return nil
 		},
@@ -86,11 +87,11 @@ func newUsage(cmd *cobra.Command, o scaffold.Options) error {
 	}
 	switch {
 	case o.Kind == "" || o.Language == "":
-		return usage(cmd, "--kind and --lang say what to make: %s, or %s", all(kinds[0]), all(kinds[1]))
+		return console.Usage(cmd, "--kind and --lang say what to make: %s, or %s", all(kinds[0]), all(kinds[1]))
 	case !slices.Contains(kinds, o.Kind):
-		return usage(cmd, "--kind %s: a plug-in is a %s", o.Kind, strings.Join(kinds, " or a "))
+		return console.Usage(cmd, "--kind %s: a plug-in is a %s", o.Kind, strings.Join(kinds, " or a "))
 	case !slices.Contains(scaffold.Languages(o.Kind), o.Language):
-		return usage(cmd, "--lang %s: there is no template of a %s in it: %s; sdk/guest/ABI.md and sdk/pluginpb/plugin.proto are what any language can be used with",
+		return console.Usage(cmd, "--lang %s: there is no template of a %s in it: %s; sdk/guest/ABI.md and sdk/pluginpb/plugin.proto are what any language can be used with",
 			o.Language, o.Kind, all(o.Kind))
 	}
 	return nil
@@ -104,11 +105,11 @@ func (a *app) project(cmd *cobra.Command, args []string, build bool) (*workbench
 	}
 	p, err := workbench.Load(dir)
 	if err != nil {
-		return nil, failed(err)
+		return nil, console.Failed(err)
 	}
 	if build {
-		if err := p.Build(cmd.Context(), a.talk); err != nil {
-			return nil, failed(err)
+		if err := p.Build(cmd.Context(), a.Talk); err != nil {
+			return nil, console.Failed(err)
 		}
 	}
 	return p, nil
@@ -136,8 +137,8 @@ with all its calls. promweave certify asks a backend for more.`,
 			if err != nil {
 				return err
 			}
-			checks := p.Test(cmd.Context(), a.talk)
-			if err := a.write(cmd, output, checks, func(w io.Writer) error { return checksText(w, checks) }); err != nil {
+			checks := p.Test(cmd.Context(), a.Talk)
+			if err := a.Write(cmd, output, checks, func(w io.Writer) error { return checksText(w, checks) }); err != nil {
 				return err
 			}
 			bad := 0
@@ -147,18 +148,18 @@ with all its calls. promweave certify asks a backend for more.`,
 				}
 			}
 			if bad > 0 {
-				return failed(fmt.Errorf("%d of %s failed", bad, count(len(checks), "check")))
+				return console.Failed(fmt.Errorf("%d of %s failed", bad, count(len(checks), "check")))
 			}
 			next := ""
 			if p.Manifest.Kind == "backend" {
 				next = ": promweave certify gives one"
 			}
-			a.say("%s %s: all well. This is no certificate%s.", p.Manifest.Name, p.Manifest.Version, next)
+			a.Say("%s %s: all well. This is no certificate%s.", p.Manifest.Name, p.Manifest.Version, next)
 			return nil
 		},
 	}
 	noBuildFlag(cmd, &noBuild)
-	outputFlag(cmd, &output, "text", "json", "yaml")
+	console.OutputFlag(cmd, &output, "text", "json", "yaml")
 	return cmd
 }
 
@@ -166,7 +167,7 @@ func checksText(out io.Writer, checks []workbench.Check) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(w, "CHECK\tRESULT\tDETAIL")
 	for _, c := range checks {
-		fmt.Fprintf(w, "%s\t%s\t%s\n", c.Name, c.Result, clean(strings.ReplaceAll(c.Detail, "\n", "; ")))
+		fmt.Fprintf(w, "%s\t%s\t%s\n", c.Name, c.Result, console.Clean(strings.ReplaceAll(c.Detail, "\n", "; ")))
 	}
 	return w.Flush()
 }
@@ -188,14 +189,14 @@ func (a *app) pluginBenchCmd() *cobra.Command {
 			}
 			results, err := p.Bench(cmd.Context(), d)
 			if err != nil {
-				return failed(err)
+				return console.Failed(err)
 			}
-			return a.write(cmd, output, results, func(w io.Writer) error { return resultsText(w, results) })
+			return a.Write(cmd, output, results, func(w io.Writer) error { return resultsText(w, results) })
 		},
 	}
 	cmd.Flags().DurationVar(&d, "time", time.Second, "time that each measurement takes")
 	noBuildFlag(cmd, &noBuild)
-	outputFlag(cmd, &output, "text", "json", "yaml")
+	console.OutputFlag(cmd, &output, "text", "json", "yaml")
 	return cmd
 }
 
@@ -228,16 +229,16 @@ and takes the place of the one before; when that fails, the one before stays.`,
 			}
 			// Before the build: what changes from here on is built again.
 			built := sources(p)
-			if err := p.Build(cmd.Context(), a.talk); err != nil {
-				return failed(err)
+			if err := p.Build(cmd.Context(), a.Talk); err != nil {
+				return console.Failed(err)
 			}
 			dir, err := workbench.TempDir()
 			if err != nil {
-				return failed(err)
+				return console.Failed(err)
 			}
 			defer os.RemoveAll(dir)
 			if err := a.serveProject(cmd.Context(), p, built, dir, listen); err != nil {
-				return failed(err)
+				return console.Failed(err)
 			}
 			return nil
 		},
@@ -259,10 +260,10 @@ func (a *app) serveProject(ctx context.Context, p *workbench.Project, built, dir
 	close(watching)
 	err := serve.Run(ctx, serve.Options{
 		Load:       func() (config.Config, error) { return config.Load(file, nil, nil) },
-		ConfigFile: file, Version: Version(), Log: a.talk,
+		ConfigFile: file, Version: Version(), Log: a.Talk,
 		Started: func(at serve.Addresses) {
-			fmt.Fprintf(a.out, "http://%s\n", at.HTTP)
-			a.say("%s %s answers there. Try: promweave query instant --server http://%s '{__name__=~\".+\"}'", p.Manifest.Name, p.Manifest.Version, at.HTTP)
+			fmt.Fprintf(a.Out, "http://%s\n", at.HTTP)
+			a.Say("%s %s answers there. Try: promweave query instant --server http://%s '{__name__=~\".+\"}'", p.Manifest.Name, p.Manifest.Version, at.HTTP)
 			watching = make(chan struct{})
 			go func(done chan struct{}) {
 				defer close(done)
@@ -347,16 +348,16 @@ func (a *app) rebuild(ctx context.Context, p *workbench.Project, built string, c
 		next, err := workbench.Load(p.Dir)
 		if err == nil {
 			p.Manifest = next.Manifest
-			err = p.Build(ctx, a.talk)
+			err = p.Build(ctx, a.Talk)
 		}
 		if err == nil {
 			err = changed()
 		}
 		if err != nil {
-			a.say("%v\nThe one before goes on; change it again.", err)
+			a.Say("%v\nThe one before goes on; change it again.", err)
 			continue
 		}
-		a.say("built again, and serving")
+		a.Say("built again, and serving")
 	}
 }
 

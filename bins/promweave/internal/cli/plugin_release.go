@@ -23,6 +23,7 @@ import (
 	"github.com/spf13/cobra"
 	"gopkg.in/yaml.v3"
 
+	"github.com/promweave/promweave/bins/promweave/internal/console"
 	"github.com/promweave/promweave/plugins/trust"
 )
 
@@ -32,7 +33,7 @@ func (a *app) pluginKeysCmd() *cobra.Command {
 		Short: "Make the keys that plug-ins are signed with",
 		Long: `A root key says which signing keys are its own; it is needed once a year or so and is
 kept where no network is. Signing keys sign plug-ins. Users trust root keys.`,
-		RunE: group,
+		RunE: console.Group,
 	}
 	root := &cobra.Command{
 		Use:   "new-root BASE",
@@ -41,21 +42,21 @@ kept where no network is. Signing keys sign plug-ins. Users trust root keys.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			key, err := trust.NewRoot()
 			if err != nil {
-				return failed(err)
+				return console.Failed(err)
 			}
 			secret, err := trust.EncodeRoot(key)
 			if err != nil {
-				return failed(err)
+				return console.Failed(err)
 			}
 			public := trust.FormatKey(key.Public().(ed25519.PublicKey))
 			if err := create(args[0]+".key", secret, 0o600); err != nil {
-				return failed(err)
+				return console.Failed(err)
 			}
 			if err := create(args[0]+".pub", []byte(public+"\n"), 0o644); err != nil {
-				return failed(err)
+				return console.Failed(err)
 			}
-			a.say("%s.key is the root key: keep it secret, offline, and more than once. %s.pub is for everybody.", args[0], args[0])
-			_, err = fmt.Fprintln(a.out, public)
+			a.Say("%s.key is the root key: keep it secret, offline, and more than once. %s.pub is for everybody.", args[0], args[0])
+			_, err = fmt.Fprintln(a.Out, public)
 			return err
 		},
 	}
@@ -69,29 +70,29 @@ kept where no network is. Signing keys sign plug-ins. Users trust root keys.`,
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if rootFile == "" {
-				return usage(cmd, "--root names the root key that the signing key gets its authority from")
+				return console.Usage(cmd, "--root names the root key that the signing key gets its authority from")
 			}
 			data, err := os.ReadFile(rootFile)
 			if err != nil {
-				return failed(err)
+				return console.Failed(err)
 			}
 			key, err := trust.ParseRoot(data)
 			if err != nil {
-				return failed(fmt.Errorf("%s %w", rootFile, err))
+				return console.Failed(fmt.Errorf("%s %w", rootFile, err))
 			}
-			k, err := trust.NewSigningKey(key, a.now().Add(valid))
+			k, err := trust.NewSigningKey(key, a.Now().Add(valid))
 			if err != nil {
-				return failed(err)
+				return console.Failed(err)
 			}
 			out, err := k.Encode()
 			if err != nil {
-				return failed(err)
+				return console.Failed(err)
 			}
 			if err := create(args[0]+".key", out, 0o600); err != nil {
-				return failed(err)
+				return console.Failed(err)
 			}
-			a.say("%s.key signs until %s; keep it secret. Its short name:", args[0], k.NotAfter.Format(time.RFC3339))
-			_, err = fmt.Fprintln(a.out, k.ID())
+			a.Say("%s.key signs until %s; keep it secret. Its short name:", args[0], k.NotAfter.Format(time.RFC3339))
+			_, err = fmt.Fprintln(a.Out, k.ID())
 			return err
 		},
 	}
@@ -131,7 +132,7 @@ func signingKey(file string) (*trust.SigningKey, error) {
 func (a *app) signTime() (time.Time, error) {
 	s := os.Getenv("SOURCE_DATE_EPOCH")
 	if s == "" {
-		return a.now(), nil
+		return a.Now(), nil
 	}
 	n, err := strconv.ParseInt(s, 10, 64)
 	if err != nil {
@@ -220,21 +221,21 @@ so, and holds all that is needed to check it with the root's public key.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if keyFile == "" {
-				return usage(cmd, "--key names the signing key; promweave plugin keys makes one")
+				return console.Usage(cmd, "--key names the signing key; promweave plugin keys makes one")
 			}
 			k, err := signingKey(keyFile)
 			if err != nil {
-				return failed(err)
+				return console.Failed(err)
 			}
 			m, file, err := manifestOf(args[0])
 			if err != nil {
-				return failed(err)
+				return console.Failed(err)
 			}
 			if err := a.sign(k, m, file); err != nil {
-				return failed(err)
+				return console.Failed(err)
 			}
-			a.say("signed by key %s for %s %s", k.ID(), m.Name, m.Version)
-			_, err = fmt.Fprintln(a.out, file+trust.SignatureSuffix)
+			a.Say("signed by key %s for %s %s", k.ID(), m.Name, m.Version)
+			_, err = fmt.Fprintln(a.Out, file+trust.SignatureSuffix)
 			return err
 		},
 	}
@@ -264,7 +265,7 @@ and is in the package: with --key set SOURCE_DATE_EPOCH to that time, in seconds
 			var err error
 			if keyFile != "" {
 				if k, err = signingKey(keyFile); err != nil {
-					return failed(err)
+					return console.Failed(err)
 				}
 			}
 			p, err := a.project(cmd, args, !noBuild)
@@ -274,65 +275,65 @@ and is in the package: with --key set SOURCE_DATE_EPOCH to that time, in seconds
 			m := p.Manifest
 			// What is signed is what the manifest says.
 			if err := p.Agrees(cmd.Context()); err != nil {
-				return failed(err)
+				return console.Failed(err)
 			}
 			content, digest, err := trust.ReadFile(p.File())
 			if err != nil {
-				return failed(err)
+				return console.Failed(err)
 			}
 			found, err := certificationIn(p.Dir, m, digest)
 			if err != nil {
-				return failed(err)
+				return console.Failed(err)
 			}
 			if found != nil {
-				a.say("certified for %s", found)
+				a.Say("certified for %s", found)
 			}
 			if k != nil {
 				if err := a.sign(k, m, p.File()); err != nil {
-					return failed(err)
+					return console.Failed(err)
 				}
 			} else if s, err := trust.ReadSignature(p.File()); err == nil {
 				if err := errors.Join(s.Of(digest, int64(len(content))), m.Fits(&s.Statement)); err != nil {
-					return failed(fmt.Errorf("%s%s: %w; sign it again, or remove it", p.File(), trust.SignatureSuffix, err))
+					return console.Failed(fmt.Errorf("%s%s: %w; sign it again, or remove it", p.File(), trust.SignatureSuffix, err))
 				}
 			} else if !errors.Is(err, trust.ErrUnsigned) {
-				return failed(err)
+				return console.Failed(err)
 			}
 			parts, err := p.Components(cmd.Context())
 			if err != nil {
-				return failed(err)
+				return console.Failed(err)
 			}
 			sbom, err := trust.SBOM(m, digest, parts)
 			if err != nil {
-				return failed(err)
+				return console.Failed(err)
 			}
 			data, err := trust.Pack(p.Dir, m, map[string][]byte{trust.SBOMFile: sbom})
 			if err != nil {
-				return failed(err)
+				return console.Failed(err)
 			}
 			if err := os.MkdirAll(out, 0o755); err != nil {
-				return failed(err)
+				return console.Failed(err)
 			}
 			file := filepath.Join(out, m.PackageName()+trust.PackageSuffix)
 			if err := os.WriteFile(file, data, 0o644); err != nil {
-				return failed(err)
+				return console.Failed(err)
 			}
 			if k != nil {
 				if err := a.sign(k, m, file); err != nil {
-					return failed(err)
+					return console.Failed(err)
 				}
-				a.say("signed by key %s: hand out %s with %s%s", k.ID(), file, filepath.Base(file), trust.SignatureSuffix)
+				a.Say("signed by key %s: hand out %s with %s%s", k.ID(), file, filepath.Base(file), trust.SignatureSuffix)
 			} else {
 				if err := os.Remove(file + trust.SignatureSuffix); err != nil && !errors.Is(err, os.ErrNotExist) {
-					return failed(err)
+					return console.Failed(err)
 				}
-				a.say("not signed: who installs it has to be told its digest by you. --key signs it.")
+				a.Say("not signed: who installs it has to be told its digest by you. --key signs it.")
 			}
 			_, digest, err = trust.ReadFile(file)
 			if err != nil {
-				return failed(err)
+				return console.Failed(err)
 			}
-			_, err = fmt.Fprintf(a.out, "%s  %s\n", digest, file)
+			_, err = fmt.Fprintf(a.Out, "%s  %s\n", digest, file)
 			return err
 		},
 	}
@@ -508,15 +509,15 @@ Without --root-key the digest has to be known (--sha256). Nothing else says whet
 file is what its maker made.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			v, err := f.verify(args[0], a.now())
+			v, err := f.verify(args[0], a.Now())
 			if err != nil {
-				return failed(err)
+				return console.Failed(err)
 			}
-			return a.write(cmd, output, v, func(w io.Writer) error { return objectText(w, v) })
+			return a.Write(cmd, output, v, func(w io.Writer) error { return objectText(w, v) })
 		},
 	}
 	f.add(cmd)
-	outputFlag(cmd, &output, "text", "json", "yaml")
+	console.OutputFlag(cmd, &output, "text", "json", "yaml")
 	return cmd
 }
 
@@ -534,35 +535,35 @@ plugins.lock_file. What is to be added to the configuration is printed.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !strings.HasSuffix(args[0], trust.PackageSuffix) {
-				return usage(cmd, "%s is no package: its name ends with %s", args[0], trust.PackageSuffix)
+				return console.Usage(cmd, "%s is no package: its name ends with %s", args[0], trust.PackageSuffix)
 			}
-			v, err := f.verify(args[0], a.now())
+			v, err := f.verify(args[0], a.Now())
 			if err != nil {
-				return failed(err)
+				return console.Failed(err)
 			}
 			m, file, err := a.install(v, dir)
 			if err != nil {
-				return failed(err)
+				return console.Failed(err)
 			}
 			_, digest, err := trust.ReadFile(file)
 			if err != nil {
-				return failed(err)
+				return console.Failed(err)
 			}
 			origin, err := filepath.Abs(args[0])
 			if err != nil {
-				return failed(err)
+				return console.Failed(err)
 			}
 			if err := trust.Record(lock, trust.Locked{
 				Name: m.Name, Version: m.Version, Kind: m.Kind, Launch: m.Launch, Path: file, SHA256: digest, Signer: v.Signer, Root: v.Root,
-				Origin: origin, PackageSHA256: v.SHA256, Permissions: append([]string{}, m.Permissions...), Installed: a.now(),
+				Origin: origin, PackageSHA256: v.SHA256, Permissions: append([]string{}, m.Permissions...), Installed: a.Now(),
 			}); err != nil {
-				return failed(err)
+				return console.Failed(err)
 			}
 			if v.Conformance != "" {
-				a.say("certified: %s", v.Conformance)
+				a.Say("certified: %s", v.Conformance)
 			}
-			a.say("%s %s is in %s, and in %s. Add this to the configuration; its paths start from the directory that the file is in.", m.Name, m.Version, filepath.Dir(file), lock)
-			return snippet(a.out, m, file, digest, v.Root, lock)
+			a.Say("%s %s is in %s, and in %s. Add this to the configuration; its paths start from the directory that the file is in.", m.Name, m.Version, filepath.Dir(file), lock)
+			return snippet(a.Out, m, file, digest, v.Root, lock)
 		},
 	}
 	f.add(cmd)
@@ -599,7 +600,7 @@ func (a *app) install(v *verified, dir string) (*trust.Manifest, string, error) 
 		} else if name != "" {
 			return nil, "", fmt.Errorf("%s is there and has another %s: remove it if nothing uses it, or have its maker give the new one a new version", to, name)
 		}
-		a.say("%s is there already, and the same", to)
+		a.Say("%s is there already, and the same", to)
 		return m, file, nil
 	}
 	return m, file, os.Rename(fresh, to)
@@ -664,7 +665,7 @@ func snippet(w io.Writer, m *trust.Manifest, file, digest, root, lock string) er
 		if err := yaml.Unmarshal([]byte(m.Config), &doc); err != nil {
 			return err
 		}
-		blockStyle(&doc)
+		console.BlockStyle(&doc)
 		u.Config = *doc.Content[0]
 	}
 	key, hint := "backends", ""

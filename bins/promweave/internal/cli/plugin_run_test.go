@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/promweave/promweave/bins/promweave/internal/console"
 	"github.com/promweave/promweave/bins/promweave/internal/workbench"
 )
 
@@ -50,7 +51,7 @@ config: {set: "cluster=eu1"}
 	talkR, talkW := io.Pipe()
 	ended := make(chan error, 1)
 	go func() {
-		root := (&app{out: outW, talk: talkW, now: time.Now}).root()
+		root := (&app{&console.Console{Out: outW, Talk: talkW, Now: time.Now}}).root()
 		root.SetArgs([]string{"plugin", "run", dir})
 		err := root.ExecuteContext(ctx)
 		outW.Close()
@@ -155,7 +156,7 @@ func TestRebuildMissesNothing(t *testing.T) {
 	put("source.wasm", "the other")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	(&app{out: io.Discard, talk: io.Discard, now: time.Now}).rebuild(ctx, p, built, func() error { cancel(); return nil })
+	(&app{&console.Console{Out: io.Discard, Talk: io.Discard, Now: time.Now}}).rebuild(ctx, p, built, func() error { cancel(); return nil })
 	if got, err := os.ReadFile(filepath.Join(dir, "build/x.wasm")); err != nil || string(got) != "the other" {
 		t.Errorf("built of %q, %v", got, err)
 	}

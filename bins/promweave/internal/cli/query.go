@@ -24,6 +24,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/promweave/promweave/bins/promweave/internal/apiclient"
+	"github.com/promweave/promweave/bins/promweave/internal/console"
 	"github.com/promweave/promweave/bins/promweave/internal/termgraph"
 	"github.com/promweave/promweave/core/report"
 )
@@ -45,7 +46,7 @@ func (f *serverFlags) add(cmd *cobra.Command) {
 func (f *serverFlags) client(cmd *cobra.Command) (*apiclient.Client, context.Context, context.CancelFunc, error) {
 	c, err := apiclient.New(f.Options)
 	if err != nil {
-		return nil, nil, nil, usage(cmd, "%w", err)
+		return nil, nil, nil, console.Usage(cmd, "%w", err)
 	}
 	ctx, cancel := context.WithTimeoutCause(cmd.Context(), f.timeout, fmt.Errorf("nothing came within %s; --timeout waits longer", f.timeout))
 	return c, ctx, cancel, nil
@@ -98,19 +99,19 @@ func (f *rangeFlags) add(cmd *cobra.Command, start string) {
 
 func (f *rangeFlags) set(cmd *cobra.Command, v url.Values, now time.Time) (start, end time.Time, err error) {
 	if start, err = apiclient.ParseTime(f.start, now); err != nil {
-		return start, end, usage(cmd, "--start: %w", err)
+		return start, end, console.Usage(cmd, "--start: %w", err)
 	}
 	if end, err = apiclient.ParseTime(f.end, now); err != nil {
-		return start, end, usage(cmd, "--end: %w", err)
+		return start, end, console.Usage(cmd, "--end: %w", err)
 	}
 	if end.Before(start) {
-		return start, end, usage(cmd, "--end %s is before --start %s", f.end, f.start)
+		return start, end, console.Usage(cmd, "--end %s is before --start %s", f.end, f.start)
 	}
 	step := max(end.Sub(start)/250, time.Second).Truncate(time.Second)
 	if f.step != "" {
 		d, err := model.ParseDuration(f.step)
 		if err != nil || d <= 0 {
-			return start, end, usage(cmd, "--step: %q is no duration of more than 0: write 30s or 5m", f.step)
+			return start, end, console.Usage(cmd, "--step: %q is no duration of more than 0: write 30s or 5m", f.step)
 		}
 		step = time.Duration(d)
 	}
@@ -129,7 +130,7 @@ func (a *app) queryCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "query",
 		Short: "Ask a server",
-		RunE:  group,
+		RunE:  console.Group,
 	}
 	srv.add(cmd)
 
@@ -143,9 +144,9 @@ func (a *app) queryCmd() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			v := eval.params(args[0])
 			if at != "" {
-				t, err := apiclient.ParseTime(at, a.now())
+				t, err := apiclient.ParseTime(at, a.Now())
 				if err != nil {
-					return usage(cmd, "--time: %w", err)
+					return console.Usage(cmd, "--time: %w", err)
 				}
 				v.Set("time", seconds(t))
 			}
@@ -157,7 +158,7 @@ func (a *app) queryCmd() *cobra.Command {
 	eval.add(instant)
 	instant.Flags().StringVar(&eval.report, "report", "", "file to write the report of the query to")
 	instant.Flags().StringVar(&at, "time", "", "the instant: now (default), -1h, RFC 3339, or seconds since 1970")
-	outputFlag(instant, &output, "text", "json", "yaml")
+	console.OutputFlag(instant, &output, "text", "json", "yaml")
 
 	var evalR evalFlags
 	var rng rangeFlags
@@ -169,7 +170,7 @@ func (a *app) queryCmd() *cobra.Command {
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			v := evalR.params(args[0])
-			start, end, err := rng.set(cmd, v, a.now())
+			start, end, err := rng.set(cmd, v, a.Now())
 			if err != nil {
 				return err
 			}
@@ -181,7 +182,7 @@ func (a *app) queryCmd() *cobra.Command {
 	evalR.add(ranged)
 	rng.add(ranged, "-1h")
 	ranged.Flags().StringVar(&evalR.report, "report", "", "file to write the report of the query to")
-	outputFlag(ranged, &outputR, "text", "graph", "json", "yaml")
+	console.OutputFlag(ranged, &outputR, "text", "graph", "json", "yaml")
 
 	cmd.AddCommand(instant, ranged)
 	return cmd
@@ -190,7 +191,7 @@ func (a *app) queryCmd() *cobra.Command {
 // ask sends a query, shows the answer, and talks about what is missing.
 func (a *app) ask(cmd *cobra.Command, srv *serverFlags, path string, v url.Values, reportFile, output string, show func(*apiclient.Answer) error) error {
 	if words := cmd.Flag("output").Usage; !slices.Contains(strings.FieldsFunc(words, func(r rune) bool { return r == ' ' || r == ',' }), output) {
-		return usage(cmd, "--output %s: there is no such form here", output)
+		return console.Usage(cmd, "--output %s: there is no such form here", output)
 	}
 	c, ctx, cancel, err := srv.client(cmd)
 	if err != nil {
@@ -201,29 +202,29 @@ func (a *app) ask(cmd *cobra.Command, srv *serverFlags, path string, v url.Value
 	var apiErr *apiclient.Error
 	if errors.As(err, &apiErr) {
 		if werr := a.writeReport(reportFile, apiErr.Report); werr != nil {
-			a.say("%v", werr)
+			a.Say("%v", werr)
 		}
 	}
 	if err != nil {
-		return failed(errors.New(clean(err.Error())))
+		return console.Failed(errors.New(console.Clean(err.Error())))
 	}
 	if err := show(ans); err != nil {
-		return failed(err)
+		return console.Failed(err)
 	}
 	if err := a.writeReport(reportFile, ans.Report); err != nil {
-		return failed(err)
+		return console.Failed(err)
 	}
 	for _, w := range ans.Warnings {
-		a.say("warning: %s", w)
+		a.Say("warning: %s", w)
 	}
 	for _, w := range ans.Infos {
-		a.say("info: %s", w)
+		a.Say("info: %s", w)
 	}
 	if !ans.Whole() {
 		if len(ans.Warnings) == 0 {
-			a.say("warning: completeness of the answer: %s", ans.Completeness)
+			a.Say("warning: completeness of the answer: %s", ans.Completeness)
 		}
-		return &exitError{code: exitPartial}
+		return &console.Error{Code: console.ExitPartial}
 	}
 	return nil
 }
@@ -238,7 +239,7 @@ func (a *app) writeReport(file string, data json.RawMessage) error {
 	if err := os.WriteFile(file, append(data, '\n'), 0o666); err != nil {
 		return fmt.Errorf("--report: %w", err)
 	}
-	a.say("report written to %s", file)
+	a.Say("report written to %s", file)
 	return nil
 }
 
@@ -256,7 +257,7 @@ func (a *app) writeResult(cmd *cobra.Command, ans *apiclient.Answer, output stri
 		if ans.Stated {
 			s.Completeness = ans.Completeness.String()
 		}
-		return a.write(cmd, output, s, nil)
+		return a.Write(cmd, output, s, nil)
 	}
 	res, err := apiclient.ParseResult(ans.Data)
 	if err != nil {
@@ -271,22 +272,22 @@ func (a *app) writeResult(cmd *cobra.Command, ans *apiclient.Answer, output stri
 func (a *app) table(res *apiclient.Result) error {
 	switch res.Type {
 	case "scalar":
-		_, err := fmt.Fprintln(a.out, res.Scalar)
+		_, err := fmt.Fprintln(a.Out, res.Scalar)
 		return err
 	case "string":
-		_, err := fmt.Fprintln(a.out, clean(res.Text))
+		_, err := fmt.Fprintln(a.Out, console.Clean(res.Text))
 		return err
 	}
 	if len(res.Series) == 0 {
-		a.say("no series")
+		a.Say("no series")
 		return nil
 	}
-	w := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', 0)
+	w := tabwriter.NewWriter(a.Out, 0, 8, 2, ' ', 0)
 	if res.Type == "vector" {
 		fmt.Fprintln(w, "SERIES\tVALUE")
 		for _, s := range res.Series {
 			for _, p := range s.Points {
-				fmt.Fprintf(w, "%s\t%s\n", clean(s.Name()), p)
+				fmt.Fprintf(w, "%s\t%s\n", console.Clean(s.Name()), p)
 			}
 		}
 		return w.Flush()
@@ -310,7 +311,7 @@ func (a *app) table(res *apiclient.Result) error {
 				last = termgraph.Value(s.Points[n-1].Value)
 			}
 		}
-		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s\n", clean(s.Name()), len(s.Points), termgraph.Value(lo), termgraph.Value(hi), last, termgraph.Spark(values, 40))
+		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s\n", console.Clean(s.Name()), len(s.Points), termgraph.Value(lo), termgraph.Value(hi), last, termgraph.Spark(values, 40))
 	}
 	return w.Flush()
 }
@@ -318,7 +319,7 @@ func (a *app) table(res *apiclient.Result) error {
 func (a *app) graph(res *apiclient.Result, start, end time.Time) error {
 	series := make([]termgraph.Series, len(res.Series))
 	for i, s := range res.Series {
-		series[i].Name = clean(s.Name())
+		series[i].Name = console.Clean(s.Name())
 		for _, p := range s.Points {
 			series[i].Times = append(series[i].Times, p.Time)
 			series[i].Values = append(series[i].Values, p.Value)
@@ -328,10 +329,10 @@ func (a *app) graph(res *apiclient.Result, start, end time.Time) error {
 	if n, err := strconv.Atoi(os.Getenv("COLUMNS")); err == nil {
 		o.Width = min(n, 400)
 	}
-	if f, ok := a.out.(*os.File); ok && isatty.IsTerminal(f.Fd()) && os.Getenv("NO_COLOR") == "" {
+	if f, ok := a.Out.(*os.File); ok && isatty.IsTerminal(f.Fd()) && os.Getenv("NO_COLOR") == "" {
 		o.Color = true
 	}
-	return termgraph.Graph(a.out, series, o)
+	return termgraph.Graph(a.Out, series, o)
 }
 
 func (a *app) explainCmd() *cobra.Command {
@@ -358,7 +359,7 @@ With --start it is a range query, otherwise an instant one.`,
 	eval.add(cmd)
 	rng.add(cmd, "")
 	cmd.Flags().StringVar(&at, "time", "", "the instant: now (default), -1h, RFC 3339, or seconds since 1970")
-	outputFlag(cmd, &output, "text", "json", "yaml")
+	console.OutputFlag(cmd, &output, "text", "json", "yaml")
 	return cmd
 }
 
@@ -369,49 +370,49 @@ func (a *app) explain(cmd *cobra.Command, expr string, srv *serverFlags, eval *e
 	v := eval.params(expr)
 	switch {
 	case rng.start != "" && at != "":
-		return usage(cmd, "--time is for an instant, --start for a range: give one of them")
+		return console.Usage(cmd, "--time is for an instant, --start for a range: give one of them")
 	case rng.start != "":
-		if _, _, err := rng.set(cmd, v, a.now()); err != nil {
+		if _, _, err := rng.set(cmd, v, a.Now()); err != nil {
 			return err
 		}
 	case at != "":
-		t, err := apiclient.ParseTime(at, a.now())
+		t, err := apiclient.ParseTime(at, a.Now())
 		if err != nil {
-			return usage(cmd, "--time: %w", err)
+			return console.Usage(cmd, "--time: %w", err)
 		}
 		v.Set("time", seconds(t))
 	}
 	return a.ask(cmd, srv, "/api/v1/explain", v, "", output, func(ans *apiclient.Answer) error {
 		if output != "text" {
-			return a.write(cmd, output, ans.Data, nil)
+			return a.Write(cmd, output, ans.Data, nil)
 		}
 		var rep report.Report
 		if err := json.Unmarshal(ans.Data, &rep); err != nil {
 			return fmt.Errorf("report of the server: %w; is this client older than the server?", err)
 		}
-		return text(a.out, &rep)
+		return text(a.Out, &rep)
 	})
 }
 
 func (a *app) explainText(out io.Writer, rep *report.Report) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	if rep.EngineFallback != "" {
-		fmt.Fprintf(w, "engine\t%s, because %s\n", rep.Engine, clean(rep.EngineFallback))
+		fmt.Fprintf(w, "engine\t%s, because %s\n", rep.Engine, console.Clean(rep.EngineFallback))
 	} else if rep.Engine != "" {
 		fmt.Fprintf(w, "engine\t%s\n", rep.Engine)
 	}
-	fmt.Fprintf(w, "answer\twould be %s\n", clean(rep.Completeness.String()))
+	fmt.Fprintf(w, "answer\twould be %s\n", console.Clean(rep.Completeness.String()))
 	for i, s := range rep.Selects {
-		fmt.Fprintf(w, "\nselection %d\t{%s}\n", i+1, clean(strings.Join(s.Matchers, ", ")))
+		fmt.Fprintf(w, "\nselection %d\t{%s}\n", i+1, console.Clean(strings.Join(s.Matchers, ", ")))
 		fmt.Fprintf(w, "from\t%s\nto\t%s\n", millis(s.MinTime), millis(s.MaxTime))
 		if s.Func != "" {
-			fmt.Fprintf(w, "for\t%s\n", clean(s.Func))
+			fmt.Fprintf(w, "for\t%s\n", console.Clean(s.Func))
 		}
 		if s.MaxResolution > 0 {
-			fmt.Fprintf(w, "resolution\tup to %s, %s\n", time.Duration(s.MaxResolution)*time.Millisecond, clean(s.ResolutionReason))
+			fmt.Fprintf(w, "resolution\tup to %s, %s\n", time.Duration(s.MaxResolution)*time.Millisecond, console.Clean(s.ResolutionReason))
 		}
 		if s.Dedup.Enabled {
-			fmt.Fprintf(w, "dedup\t%s over %s\n", clean(s.Dedup.Algorithm), clean(strings.Join(s.Dedup.ReplicaLabels, ", ")))
+			fmt.Fprintf(w, "dedup\t%s over %s\n", console.Clean(s.Dedup.Algorithm), console.Clean(strings.Join(s.Dedup.ReplicaLabels, ", ")))
 		}
 		if err := w.Flush(); err != nil {
 			return err
@@ -422,7 +423,7 @@ func (a *app) explainText(out io.Writer, rep *report.Report) error {
 			if detail == "" && len(r.MatchersSent) > 0 {
 				detail = "gets {" + strings.Join(r.MatchersSent, ", ") + "}"
 			}
-			fmt.Fprintf(w, "  %s\t%s\t%s\t%s\t%s\n", clean(r.Backend), clean(r.Kind), stateWords(r.State), cmp.Or(string(r.Reason), "-"), clean(detail))
+			fmt.Fprintf(w, "  %s\t%s\t%s\t%s\t%s\n", console.Clean(r.Backend), console.Clean(r.Kind), stateWords(r.State), cmp.Or(string(r.Reason), "-"), console.Clean(detail))
 		}
 	}
 	if len(rep.Selects) == 0 {

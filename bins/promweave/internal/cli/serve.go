@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/promweave/promweave/bins/promweave/internal/config"
+	"github.com/promweave/promweave/bins/promweave/internal/console"
 	"github.com/promweave/promweave/bins/promweave/internal/demo"
 	"github.com/promweave/promweave/bins/promweave/internal/serve"
 )
@@ -41,17 +42,17 @@ queries finish; a second one ends at once.`,
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		path, err := configFile(file)
 		if err != nil {
-			return failed(err)
+			return console.Failed(err)
 		}
 		flags := setFlags(cmd.Flags())
 		load := func() (config.Config, error) { return config.Load(path, os.Environ(), flags) }
 		if err := serve.Run(cmd.Context(), serve.Options{
-			Load: load, ConfigFile: path, Version: Version(), Log: a.talk, Flags: flags,
+			Load: load, ConfigFile: path, Version: Version(), Log: a.Talk, Flags: flags,
 		}); err != nil {
 			if wrongFlags(err) {
-				return usage(cmd, "%w", err)
+				return console.Usage(cmd, "%w", err)
 			}
-			return failed(err)
+			return console.Failed(err)
 		}
 		return nil
 	}
@@ -126,9 +127,9 @@ gaps, and serves them from four stores that can be stopped one by one, to see wh
 becomes of answers.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			o.Out, o.Talk, o.Version, o.Command = a.out, a.talk, Version(), os.Args[0]
+			o.Out, o.Talk, o.Version, o.Command = a.Out, a.Talk, Version(), os.Args[0]
 			if err := demo.Run(cmd.Context(), o); err != nil {
-				return failed(err)
+				return console.Failed(err)
 			}
 			return nil
 		},
@@ -145,9 +146,9 @@ becomes of answers.`,
 			Args:  cobra.ExactArgs(1),
 			RunE: func(cmd *cobra.Command, args []string) error {
 				if err := demo.Control(cmd.Context(), server, verb, args[0]); err != nil {
-					return failed(err)
+					return console.Failed(err)
 				}
-				a.say("%s: %s", args[0], map[string]string{"stop": "stopped", "start": "started"}[verb])
+				a.Say("%s: %s", args[0], map[string]string{"stop": "stopped", "start": "started"}[verb])
 				return nil
 			},
 		}
@@ -168,7 +169,7 @@ func (a *app) checkCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Check files before they are used",
-		RunE:  group,
+		RunE:  console.Group,
 	}
 	var (
 		syntaxOnly, print bool
@@ -191,18 +192,18 @@ and flags are not taken into account.`,
 					bad++
 				}
 			}
-			if err := a.write(cmd, output, all, func(w io.Writer) error { return a.checkedText(w, all) }); err != nil {
+			if err := a.Write(cmd, output, all, func(w io.Writer) error { return a.checkedText(w, all) }); err != nil {
 				return err
 			}
 			if bad > 0 {
-				return failed(fmt.Errorf("%d of %s %s errors", bad, count(len(args), "file"), map[bool]string{true: "has", false: "have"}[bad == 1]))
+				return console.Failed(fmt.Errorf("%d of %s %s errors", bad, count(len(args), "file"), map[bool]string{true: "has", false: "have"}[bad == 1]))
 			}
 			return nil
 		},
 	}
 	conf.Flags().BoolVar(&syntaxOnly, "syntax-only", false, "do not look at files that the configuration names")
 	conf.Flags().BoolVar(&print, "print", false, "print the configuration with all defaults, without secrets")
-	outputFlag(conf, &output, "text", "json", "yaml")
+	console.OutputFlag(conf, &output, "text", "json", "yaml")
 	cmd.AddCommand(conf)
 	return cmd
 }
@@ -248,10 +249,10 @@ func check(ctx context.Context, path string, files, print bool) checked {
 func (a *app) checkedText(w io.Writer, all []checked) error {
 	for _, c := range all {
 		for _, p := range c.Problems {
-			a.say("%s", p)
+			a.Say("%s", p)
 		}
 		for _, n := range c.Notes {
-			a.say("%s: note: %s", c.File, n)
+			a.Say("%s: note: %s", c.File, n)
 		}
 		var err error
 		switch {
