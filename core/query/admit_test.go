@@ -291,8 +291,8 @@ func TestGrantedTimesAndLimits(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := text(res.Value); got != `{} => 3 @[3600000]` {
-		t.Errorf("of twelve windows, the visible ones at 10, 15 and 20 minutes: %s", got)
+	if got := text(res.Value); got != `{} => 30 @[3600000]` {
+		t.Errorf("of twelve windows of ten samples, the visible ones at 10, 15 and 20 minutes: %s", got)
 	}
 	res.Close()
 	g.MinTime, g.MaxTime = 0, at(60).UnixMilli()

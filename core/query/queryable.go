@@ -33,6 +33,8 @@ type queryable struct {
 	dry           bool
 	// strict: what is found missing during evaluation is an error at once.
 	strict bool
+	// rewritten: selectors may be marked (see rewrite.go).
+	rewritten bool
 }
 
 // Querier implements storage.Queryable.
@@ -53,11 +55,18 @@ type querier struct {
 // query are under way together, whatever order the engine looks at them in.
 func (q *querier) Select(ctx context.Context, _ bool, hints *storage.SelectHints, matchers ...*labels.Matcher) storage.SeriesSet {
 	o := &q.r.o
+	counts := false
+	if q.rewritten {
+		matchers, counts = counted(matchers)
+	}
 	req := &backend.SeriesRequest{MinTime: q.minTime, MaxTime: q.maxTime, Matchers: matchers, PartialAllowed: o.PartialResponse}
 	if hints != nil {
 		req.MinTime, req.MaxTime = hints.Start, hints.End
 		req.SkipChunks = hints.Func == "series"
 		req.Hints = backend.Hints{StepMillis: hints.Step, RangeMillis: hints.Range, Func: hints.Func, Grouping: hints.Grouping, By: hints.By}
+	}
+	if counts {
+		req.Hints.Func = "count_over_time"
 	}
 	// Chunks may hold more than was asked for; what is read of them is cut by this.
 	req.MinTime, req.MaxTime = q.r.grant.Clip(req.MinTime, req.MaxTime)
@@ -86,7 +95,7 @@ func (q *querier) Select(ctx context.Context, _ bool, hints *storage.SelectHints
 	}
 	set := &seriesSet{
 		done: make(chan struct{}), i: -1,
-		o:         samples.Options{MinTime: req.MinTime, MaxTime: req.MaxTime, Func: req.Hints.Func},
+		o:         samples.Options{MinTime: req.MinTime, MaxTime: req.MaxTime, Func: req.Hints.Func, Counts: counts},
 		algorithm: o.Algorithm, counter: dedup.Counter(req.Hints.Func),
 	}
 	q.r.session.Reserve(sel)

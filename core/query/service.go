@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -19,6 +20,7 @@ import (
 	"github.com/prometheus/prometheus/promql"
 	"github.com/prometheus/prometheus/promql/parser"
 	"github.com/thanos-io/promql-engine/engine"
+	"github.com/thanos-io/promql-engine/logicalplan"
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/promweave/promweave/core/access"
@@ -65,12 +67,15 @@ type Config struct {
 
 // Service answers requests over a set of backends. It is safe for concurrent use.
 type Service struct {
-	cfg     Config
-	set     *membership.Set
-	limits  *limits.Process
-	prom    *promql.Engine
-	thanos  *engine.Engine
-	metrics *metrics
+	cfg    Config
+	set    *membership.Set
+	limits *limits.Process
+	prom   *promql.Engine
+	thanos *engine.Engine
+	// unmerged is for queries with marked selectors: it does not take one selector for a
+	// part of another.
+	unmerged *engine.Engine
+	metrics  *metrics
 }
 
 // New returns a service over the set, which stays the caller's.
@@ -123,6 +128,7 @@ func New(set *membership.Set, cfg Config) (*Service, error) {
 	// Their metrics have the same names; ours says which engine ran.
 	s.prom = promql.NewEngine(opts)
 	s.thanos = engine.New(engine.Opts{EngineOpts: opts})
+	s.unmerged = engine.New(engine.Opts{EngineOpts: opts, LogicalOptimizers: []logicalplan.Optimizer{logicalplan.SortMatchers{}, logicalplan.DetectHistogramStatsOptimizer{}}})
 	return s, nil
 }
 
@@ -402,6 +408,11 @@ func (r *request) reach(req *Request) (maxResolution int64, lookback time.Durati
 	return maxResolution, time.Duration(resolution.Lookback(r.s.cfg.LookbackDelta.Milliseconds(), maxResolution)) * time.Millisecond
 }
 
+// downsampled says whether any backend may have downsampled data.
+func (r *request) downsampled() bool {
+	return slices.ContainsFunc(r.view.Members, func(m *membership.Member) bool { return m.Info.Capabilities.Downsampled })
+}
+
 // checked is what is known of a request before anybody was asked.
 type checked struct {
 	selectors [][]*labels.Matcher
@@ -460,15 +471,21 @@ func (r *request) prepare(ctx context.Context, req *Request, kind string, dry bo
 	maxRes, lookback := r.reach(req)
 	opts := promql.NewPrometheusQueryOpts(r.o.PerStepStats, lookback)
 	qb := &queryable{r: r, maxResolution: maxRes, step: req.Step.Milliseconds(), dry: dry}
+	text, thanos := req.Query, s.thanos
+	if maxRes > 0 && r.downsampled() {
+		if t, ok := overWindows(req.Query); ok {
+			text, thanos, qb.rewritten = t, s.unmerged, true
+		}
+	}
 	build := func(e promql.QueryEngine) (promql.Query, error) {
 		if kind == "range" {
-			return e.NewRangeQuery(ctx, qb, opts, req.Query, req.Start, req.End, req.Step)
+			return e.NewRangeQuery(ctx, qb, opts, text, req.Start, req.End, req.Step)
 		}
-		return e.NewInstantQuery(ctx, qb, opts, req.Query, req.Start)
+		return e.NewInstantQuery(ctx, qb, opts, text, req.Start)
 	}
 	switch r.o.Engine {
 	case EngineThanos:
-		q, err := build(s.thanos)
+		q, err := build(thanos)
 		if err == nil {
 			r.report.Engine = EngineThanos
 			return q, nil

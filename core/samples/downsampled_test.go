@@ -392,3 +392,68 @@ func TestDownsampledHintsAreSafe(t *testing.T) {
 		}
 	}
 }
+
+// TestCounts: of a window its count, of a raw sample 1, whatever it is, and of a stale marker
+// what it was.
+func TestCounts(t *testing.T) {
+	for _, r := range recordings(t) {
+		chunks := r.chunks(t)
+		var want []string
+		for _, c := range r.Chunks {
+			for _, s := range c.Count.Samples {
+				want = append(want, string(s[0])+" "+number(t, s[1]))
+			}
+		}
+		last := chunks[len(chunks)-1].MaxTime
+		stale := math.Float64frombits(value.StaleNaN)
+		floats, hists := chunkenc.NewXORChunk(), chunkenc.NewHistogramChunk()
+		fa, err := floats.Appender()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ha, err := hists.Appender()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range int64(100) {
+			v, n := float64(i), "1"
+			h := &histogram.Histogram{Count: 3, Sum: 2, Schema: 1, ZeroThreshold: 1e-100, PositiveSpans: []histogram.Span{{Length: 2}}, PositiveBuckets: []int64{1, 1}}
+			if i == 99 { // the library begins a chunk after it
+				v, n = stale, "NaN"
+				h = &histogram.Histogram{Sum: stale}
+			}
+			fa.Append(last+1+i, v)
+			if _, _, ha, err = ha.AppendHistogram(nil, last+200+i, h, false); err != nil {
+				t.Fatal(err)
+			}
+			want = append(want, fmt.Sprint(last+1+i)+" "+n)
+		}
+		for i := range int64(100) {
+			n := "1"
+			if i == 99 {
+				n = "NaN"
+			}
+			want = append(want, fmt.Sprint(last+200+i)+" "+n)
+		}
+		for _, c := range []struct {
+			chunk chunkenc.Chunk
+			first int64
+		}{{floats, last + 1}, {hists, last + 200}} {
+			chunks = append(chunks, Chunk{Chunk: backend.Chunk{MinTime: c.first, MaxTime: c.first + 99, Raw: backend.Encoded{Encoding: c.chunk.Encoding(), Data: c.chunk.Bytes()}}})
+		}
+		o := all()
+		o.Func, o.Counts = "sum_over_time", true
+		o.OnCorrupt = func(_ int32, err error) { t.Error(err) }
+		it := NewIterator(chunks, o, nil)
+		var have []string
+		for vt := it.Next(); vt != chunkenc.ValNone; vt = it.Next() {
+			if vt != chunkenc.ValFloat {
+				t.Fatalf("%v at %d", vt, it.AtT())
+			}
+			have = append(have, fmt.Sprint(it.AtT())+" "+got(it, vt))
+		}
+		if !slices.Equal(want, have) {
+			t.Errorf("%v: %d samples, want %d", r.Labels, len(have), len(want))
+		}
+	}
+}

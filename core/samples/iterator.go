@@ -34,6 +34,9 @@ type Runs interface {
 // preparation can, and resets() finds them there only.
 func NewIterator(chunks []Chunk, o Options, reuse chunkenc.Iterator) chunkenc.Iterator {
 	want := aggregateOf(o.Func)
+	if o.Counts {
+		want = count
+	}
 	if want == counter {
 		for i := range chunks {
 			if chunks[i].Aggregates != nil {

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/prometheus/prometheus/model/histogram"
+	"github.com/prometheus/prometheus/model/value"
 	"github.com/prometheus/prometheus/tsdb/chunkenc"
 
 	"github.com/promweave/promweave/sdk/backend"
@@ -86,6 +87,8 @@ type lane struct {
 	// about a counter reset says nothing.
 	unknown bool
 	want    aggregate
+	// counting: raw samples count 1; ones says that the open chunk has such.
+	counting, ones bool
 
 	// from is the least time still of interest, to the greatest.
 	from, to int64
@@ -123,7 +126,7 @@ func (r *histogramReader) reset(data []byte) chunkenc.Iterator {
 func (l *lane) reset(chunks []Chunk, order []int32, want aggregate, o *Options) {
 	l.i, l.n = 0, 0
 	l.vt, l.src, l.done, l.unknown = chunkenc.ValNone, none, false, false
-	l.want = want
+	l.want, l.counting = want, o.Counts
 	l.from, l.to = o.MinTime, o.MaxTime
 	if want == counter {
 		// Windows before the cut count: see counter.go.
@@ -222,6 +225,13 @@ func (l *lane) advance() chunkenc.ValueType {
 			continue
 		case floats:
 			n, err := l.floats.fill(l.ts[:], l.vs[:], l.from, l.to)
+			if l.ones {
+				for i, v := range l.vs[:n] {
+					if !value.IsStaleNaN(v) {
+						l.vs[i] = 1
+					}
+				}
+			}
 			if l.give(n, err, l.floats.left == 0) {
 				return chunkenc.ValFloat
 			}
@@ -325,6 +335,7 @@ var errAbsent = errors.New("it holds neither samples nor the aggregates asked fo
 // start opens c for reading.
 func (l *lane) start(c *Chunk) error {
 	data, a := &c.Raw, c.Aggregates
+	l.ones = false
 	switch {
 	case a == nil:
 	case l.want == average:
@@ -339,6 +350,7 @@ func (l *lane) start(c *Chunk) error {
 	if !data.Present() {
 		return errAbsent
 	}
+	l.ones = l.counting
 	return l.startOne(data, c.MinTime, c.MaxTime, false)
 }
 
@@ -476,7 +488,18 @@ func (l *lane) histogram() (vt chunkenc.ValueType) {
 		if t < l.from {
 			continue
 		}
+		if l.ones {
+			vt, l.vs[0] = chunkenc.ValFloat, l.one()
+		}
 		l.i, l.n, l.ts[0], l.vt, l.unknown = 0, 1, t, vt, unknown
 		return vt
 	}
+}
+
+// one is the current histogram as a count.
+func (l *lane) one() float64 {
+	if _, h := l.hist.AtFloatHistogram(nil); value.IsStaleNaN(h.Sum) {
+		return h.Sum
+	}
+	return 1
 }

@@ -36,6 +36,9 @@ type Options struct {
 	// Func is the innermost function or aggregation around the selector. It decides
 	// which aggregate of a downsampled chunk is read.
 	Func string
+	// Counts has how many samples there were as values, in place of theirs: of a window the count,
+	// of a raw sample, be it a float or a histogram, 1. Stale markers stay what they are.
+	Counts bool
 	// OnCorrupt is called once for each chunk found to be broken; what was read
 	// before the broken place counts, the rest of the chunk is left out. If it is
 	// nil the samples end there, and Err tells. It is called by whoever iterates.
