@@ -77,15 +77,17 @@ func TestConformance(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			c := corpus.New(corpus.Options{})
-			c = c.Only(corpus.Base, corpus.Names, corpus.LabelText, corpus.Collisions, corpus.Values, corpus.Stale, corpus.Times, corpus.Wide, corpus.Histograms)
+			c = c.Only(corpus.Base, corpus.Names, corpus.LabelText, corpus.Collisions, corpus.Values, corpus.Stale, corpus.Times, corpus.Wide, corpus.Histograms, corpus.Downsampled)
 			for _, ext := range externals {
 				if _, err := export.WriteBlocks(context.Background(), dir, c, ext); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := export.WriteDownsampled(context.Background(), dir, c, ext); err != nil {
 					t.Fatal(err)
 				}
 			}
 			conformance.Run(t, &conformance.Subject{
 				Name: "bucket", Launch: "in process", Backend: open(t, dir), Corpus: c, LoadedBy: "blocks", InProcess: true,
-				NotClaimed: map[string]string{"downsampled": "the corpus has no downsampled blocks"},
 			})
 		})
 	}

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -64,6 +65,25 @@ func certificate(t *testing.T, bin, name string, profiles []string, args ...stri
 	return rep
 }
 
+// s3 starts an S3 server whose buckets are the directories of root, and returns the configuration
+// of one of them.
+func s3(t *testing.T, root, bucket string) string {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Join(root, bucket), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	addr := freePort(t)
+	start(t, "versitygw", "--access", "test", "--secret", "testsecret", "--port", addr, "--region", "us-east-1", "--quiet", "posix", root)
+	eventually(t, "S3", 30*time.Second, func() error {
+		c, err := net.Dial("tcp", addr)
+		if err == nil {
+			err = c.Close()
+		}
+		return err
+	})
+	return fmt.Sprintf("{type: S3, config: {bucket: %q, endpoint: %q, region: us-east-1, access_key: test, secret_key: testsecret, insecure: true, bucket_lookup_type: path}}", bucket, addr)
+}
+
 // TestIntegrationCertificates: every backend of ours, in every form that it can be launched
 // in, a querier over several of them and one over that, and a real Prometheus.
 func TestIntegrationCertificates(t *testing.T) {
@@ -90,6 +110,31 @@ func TestIntegrationCertificates(t *testing.T) {
 		certificate(t, bin, "tsdb-built-in", all, "--backend", "corpus", "--config", config, "--corpus", manifest)
 		certificate(t, bin, "tsdb-spawned", all, "--plugin", tsdb, "--settings", tsdbConfig, "--corpus", manifest)
 		certificate(t, bin, "tsdb-dialled", all, "--dial", listening(t, tsdb), "--settings", tsdbConfig, "--corpus", manifest)
+	})
+
+	t.Run("bucket", func(t *testing.T) {
+		dir := t.TempDir()
+		if out, err := exec.Command(bin, "certify", "corpus", "--out", filepath.Join(dir, "corpus"), "--downsampled", "--external", `cluster="eu1",replica="a"`).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		manifest := filepath.Join(dir, "corpus", "manifest.json")
+		profiles := slices.Insert(slices.Clone(all), 8, "downsampled")
+		root := filepath.Join(dir, "s3")
+		if err := os.MkdirAll(root, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for name, objstore := range map[string]string{
+			"filesystem": fmt.Sprintf("{type: FILESYSTEM, config: {directory: %q}}", filepath.Join(dir, "corpus", "blocks")),
+			"s3":         s3(t, root, "corpus"),
+		} {
+			if name == "s3" {
+				if err := os.CopyFS(filepath.Join(root, "corpus"), os.DirFS(filepath.Join(dir, "corpus", "blocks"))); err != nil {
+					t.Fatal(err)
+				}
+			}
+			config := write(t, filepath.Join(t.TempDir(), "p.yaml"), fmt.Sprintf("backends:\n  - {name: corpus, kind: bucket, config: {objstore: %s, data_dir: %q}}\n", objstore, t.TempDir()))
+			certificate(t, bin, "bucket-"+name, profiles, "--backend", "corpus", "--config", config, "--corpus", manifest)
+		}
 	})
 
 	t.Run("queriers", func(t *testing.T) {

@@ -350,21 +350,28 @@ func (c *Corpus) histograms() {
 	c.add(Histograms, mixed, "__name__", "cert_histogram", "kind", "mixed")
 }
 
+// downsampled is all before the start, where nothing else is: in a bucket a downsampled block is
+// read in place of all series of its time. Raw samples, windows of 5 minutes and of an hour end
+// together, and each reaches farther back than the ones before.
 func (c *Corpus) downsampled() {
 	for i := range 3 {
-		raw := func(t int64) float64 { return float64((t-c.Start)/minute+4000) * float64(i+1) }
+		value := func(t int64) float64 { return float64((t-c.Start)/minute+4000) * float64(i+1) }
 		pairs := []string{"__name__", "cert_downsampled", "app", fmt.Sprint("app-", i)}
-		c.add(Downsampled, c.each(func(k int) float64 { return raw(c.Start + int64(k)*minute) }), pairs...)
+		var raw []shaping.Sample
+		for t := c.Start - 4*hour; t < c.Start; t += minute {
+			raw = append(raw, shaping.Sample{T: t, F: value(t)})
+		}
+		c.add(Downsampled, raw, pairs...)
 		for _, l := range []struct{ resolution, from int64 }{{5 * minute, -10 * hour}, {hour, -48 * hour}} {
 			out := Level{Labels: labels.FromStrings(pairs...), Resolution: l.resolution}
-			for t := c.Start + l.from; t < c.Start+span; t += l.resolution {
+			for t := c.Start + l.from; t < c.Start; t += l.resolution {
 				// One hour is missing, so that there is a gap to fill.
 				if l.resolution == hour && t == c.Start-6*hour {
 					continue
 				}
 				w := Window{T: t + l.resolution - 1, Min: math.Inf(1), Max: math.Inf(-1)}
 				for x := t; x < t+l.resolution; x += minute {
-					v := raw(x)
+					v := value(x)
 					w.Count, w.Sum, w.Min, w.Max, w.Counter = w.Count+1, w.Sum+v, min(w.Min, v), max(w.Max, v), v
 				}
 				out.Windows = append(out.Windows, w)

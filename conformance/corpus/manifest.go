@@ -12,7 +12,7 @@ import (
 )
 
 // ManifestVersion is that of the data: another one is another corpus.
-const ManifestVersion = 1
+const ManifestVersion = 2
 
 // Manifest says which corpus a store was loaded with.
 type Manifest struct {

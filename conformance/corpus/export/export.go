@@ -36,7 +36,7 @@ const blockRange = 2 * 3600 * 1000
 
 // WriteBlocks writes blocks of two hours to dir, which may then be the data directory of
 // a Prometheus or a bucket, and returns their ids. With external labels meta.json has the
-// section by which Thanos knows them. Downsampled levels are not written.
+// section by which Thanos knows them. Downsampled levels are for WriteDownsampled.
 func WriteBlocks(ctx context.Context, dir string, c *corpus.Corpus, ext labels.Labels) (ids []string, err error) {
 	first, last := int64(math.MaxInt64), int64(math.MinInt64)
 	for _, s := range c.Series {

@@ -6,6 +6,7 @@ package export
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -28,6 +29,8 @@ import (
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb"
 	"github.com/prometheus/prometheus/tsdb/chunkenc"
+	"github.com/prometheus/prometheus/tsdb/chunks"
+	"github.com/prometheus/prometheus/tsdb/index"
 	"go.uber.org/goleak"
 
 	"github.com/promweave/promweave/conformance/corpus"
@@ -79,8 +82,8 @@ func TestBlocks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(ids) != 3 {
-		t.Errorf("%d blocks, want 3 of two hours", len(ids))
+	if len(ids) != 5 {
+		t.Errorf("%d blocks, want 5 of two hours", len(ids))
 	}
 	meta, err := os.ReadFile(filepath.Join(dir, ids[0], "meta.json"))
 	if err != nil || !bytes.Contains(meta, []byte(`"cluster": "eu1"`)) {
@@ -304,4 +307,120 @@ func TestRemoteWriteRefused(t *testing.T) {
 	if err := RemoteWrite(ctx, srv.URL, nil, corpus.New(corpus.Options{Generated: 1})); !errors.Is(err, context.Canceled) {
 		t.Errorf("want the context's error, got %v", err)
 	}
+}
+
+// TestDownsampled: blocks of windows are read by tsdb, hold what the corpus has, and leave the gap
+// in which a finer level counts.
+func TestDownsampled(t *testing.T) {
+	c, dir := corpus.New(corpus.Options{}).Only(corpus.Downsampled), t.TempDir()
+	if _, err := WriteDownsampled(t.Context(), dir, c, labels.EmptyLabels()); err == nil {
+		t.Error("blocks without external labels are written")
+	}
+	ids, err := WriteDownsampled(t.Context(), dir, c, labels.FromStrings("cluster", "eu1"))
+	if err != nil || len(ids) != 3 {
+		t.Fatal(ids, err)
+	}
+	type window struct {
+		labels     string
+		resolution int64
+		t          int64
+	}
+	missing := map[window]corpus.Window{}
+	for _, l := range c.Levels {
+		for _, w := range l.Windows {
+			missing[window{l.Labels.String(), l.Resolution, w.T}] = w
+		}
+	}
+	for _, id := range ids {
+		var meta struct {
+			MinTime, MaxTime int64
+			Stats            struct{ NumSamples, NumSeries int }
+			Thanos           struct {
+				Labels     map[string]string
+				Downsample struct{ Resolution int64 }
+				Files      []struct {
+					Path string `json:"rel_path"`
+					Size int64  `json:"size_bytes"`
+				}
+			}
+		}
+		data, err := os.ReadFile(filepath.Join(dir, id, "meta.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal(data, &meta); err != nil {
+			t.Fatal(err)
+		}
+		if meta.Thanos.Labels["cluster"] != "eu1" || len(meta.Thanos.Files) != 3 || meta.Thanos.Files[1].Path != "index" || meta.Thanos.Files[1].Size == 0 || meta.Stats.NumSeries != 3 {
+			t.Errorf("%+v", meta)
+		}
+		ir, err := index.NewFileReader(filepath.Join(dir, id, "index"), index.DecodePostingsRaw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cr, err := chunks.NewDirReader(filepath.Join(dir, id, "chunks"), anyPool{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		name, value := index.AllPostingsKey()
+		p, err := ir.Postings(t.Context(), name, value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var b labels.ScratchBuilder
+		for p.Next() {
+			var metas []chunks.Meta
+			if err := ir.Series(p.At(), &b, &metas); err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range metas {
+				chk, _, err := cr.ChunkOrIterable(m)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var got [5][]bits
+				for i, rest := 0, chk.Bytes(); i < 5; i++ {
+					n, k := binary.Uvarint(rest)
+					x := chunkenc.NewXORChunk()
+					x.Reset(rest[k+1 : k+1+int(n)])
+					rest = rest[k+1+int(n):]
+					for it := x.Iterator(nil); it.Next() != chunkenc.ValNone; {
+						at, v := it.At()
+						got[i] = append(got[i], bits{t: at, v: math.Float64bits(v)})
+					}
+				}
+				for k := range got[0] {
+					at := got[0][k].t
+					key := window{b.Labels().String(), meta.Thanos.Downsample.Resolution, at}
+					w, ok := missing[key]
+					if !ok || at < meta.MinTime || at >= meta.MaxTime {
+						t.Errorf("%v is there in %d to %d", key, meta.MinTime, meta.MaxTime)
+					}
+					delete(missing, key)
+					for i, want := range []float64{w.Count, w.Sum, w.Min, w.Max, w.Counter} {
+						if got[i][k] != (bits{t: at, v: math.Float64bits(want)}) {
+							t.Errorf("%v: aggregate %d is not %v", key, i, want)
+						}
+					}
+				}
+				if n := len(got[4]); n != len(got[0])+1 || got[4][n-1] != got[4][n-2] {
+					t.Errorf("%d counters of %d windows", n, len(got[0]))
+				}
+			}
+		}
+		if err := errors.Join(p.Err(), ir.Close(), cr.Close()); err != nil {
+			t.Error(err)
+		}
+	}
+	if len(missing) > 0 {
+		t.Errorf("%d windows are missing", len(missing))
+	}
+}
+
+// anyPool gives chunks of any encoding, as their bytes.
+type anyPool struct{}
+
+func (anyPool) Put(chunkenc.Chunk) error { return nil }
+func (anyPool) Get(_ chunkenc.Encoding, data []byte) (chunkenc.Chunk, error) {
+	return bytesChunk{data: data}, nil
 }

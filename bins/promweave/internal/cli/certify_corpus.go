@@ -32,6 +32,7 @@ func (a *app) certifyCorpusCmd() *cobra.Command {
 		seed      uint64
 		generated int
 		external  string
+		levels    bool
 	)
 	cmd := &cobra.Command{
 		Use:   "corpus --out DIR",
@@ -64,8 +65,13 @@ certify --corpus knows what was loaded: manifest.json is that of the blocks.`,
 			} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return console.Failed(err)
 			}
+			if levels && ext.IsEmpty() {
+				return console.Usage(cmd, "--downsampled needs --external: Thanos knows the blocks of a bucket by their external labels")
+			}
 			c := corpus.New(o)
-			c = c.Only(slices.DeleteFunc(c.Parts(), func(p corpus.Part) bool { return slices.Contains(notInBlocks, p) })...)
+			c = c.Only(slices.DeleteFunc(c.Parts(), func(p corpus.Part) bool {
+				return slices.Contains(notInBlocks, p) && !(levels && p == corpus.Downsampled)
+			})...)
 			if err := a.writeCorpus(cmd.Context(), out, c, ext); err != nil {
 				return console.Failed(err)
 			}
@@ -77,6 +83,7 @@ certify --corpus knows what was loaded: manifest.json is that of the blocks.`,
 	cmd.Flags().Uint64Var(&seed, "data-seed", 0, "another corpus: where the generated series begin")
 	cmd.Flags().IntVar(&generated, "generated", 0, "number of generated series; 0 is 200")
 	cmd.Flags().StringVar(&external, "external", "", `external labels for the meta.json of blocks, as 'cluster="eu1",replica="a"'`)
+	cmd.Flags().BoolVar(&levels, "downsampled", false, "write downsampled blocks too, for stores that read buckets; it needs --external")
 	return cmd
 }
 
@@ -89,10 +96,19 @@ func (a *app) writeCorpus(ctx context.Context, out string, c *corpus.Corpus, ext
 	if err != nil {
 		return err
 	}
+	if len(c.Levels) > 0 {
+		more, err := export.WriteDownsampled(ctx, blocks, c, ext)
+		if err != nil {
+			return err
+		}
+		ids = append(ids, more...)
+	}
 	if err := writeManifest(filepath.Join(out, "manifest.json"), c); err != nil {
 		return err
 	}
 	names := []string{blocks, filepath.Join(out, "manifest.json")}
+	downsampled := len(c.Levels) > 0
+	c = c.Only(slices.DeleteFunc(c.Parts(), func(p corpus.Part) bool { return p == corpus.Downsampled })...)
 	a.Say("%d series in %s, from %s on.", len(c.Series), count(len(ids), "block"), time.UnixMilli(c.Start).UTC().Format(time.RFC3339))
 	for _, form := range []struct {
 		file  string
@@ -121,6 +137,13 @@ func (a *app) writeCorpus(ctx context.Context, out string, c *corpus.Corpus, ext
 		if _, err := fmt.Fprintln(a.Out, name); err != nil {
 			return err
 		}
+	}
+	if downsampled {
+		a.Say(`To serve the blocks:
+  backends:
+    - {name: corpus, kind: bucket, config: {objstore: {type: FILESYSTEM, config: {directory: %q}}}}
+Then: promweave certify --endpoint 127.0.0.1:10901 --corpus %s`, blocks, filepath.Join(out, "manifest.json"))
+		return nil
 	}
 	a.Say(`To serve the blocks:
   backends:
