@@ -216,9 +216,15 @@ type Retention map[int64]time.Duration
 // Expired are the blocks that are older than they are kept.
 func (r Retention) Expired(blocks []*meta.Meta, now time.Time) (out []*meta.Meta) {
 	for _, m := range blocks {
-		if keep := r[m.Resolution()]; keep > 0 && now.After(time.UnixMilli(m.MaxTime).Add(keep)) {
+		if r.past(m.Resolution(), m.MaxTime, now) {
 			out = append(out, m)
 		}
 	}
 	return out
+}
+
+// past says whether data of a level that end at maxTime, ms, are older than they are kept.
+func (r Retention) past(resolution, maxTime int64, now time.Time) bool {
+	keep := r[resolution]
+	return keep > 0 && now.After(time.UnixMilli(maxTime).Add(keep))
 }

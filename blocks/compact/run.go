@@ -61,8 +61,14 @@ type Compactor struct {
 	cfg  Config
 	log  *slog.Logger
 	view *view.Fetcher
-	// halted are streams where somebody has to look, by the plan that failed.
-	halted map[string]string
+	// halted are streams where somebody has to look.
+	halted map[string]halt
+}
+
+// halt is a plan that no other attempt will carry out, and why.
+type halt struct {
+	plan string
+	err  error
 }
 
 // New returns a Compactor of a bucket.
@@ -76,7 +82,7 @@ func New(bkt objstore.Bucket, cfg Config) *Compactor {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Compactor{bkt: bkt, cfg: cfg, log: cfg.Logger, halted: map[string]string{},
+	return &Compactor{bkt: bkt, cfg: cfg, log: cfg.Logger, halted: map[string]halt{},
 		view: view.NewFetcher(bkt, view.Config{CacheDir: filepath.Join(cfg.Dir, "metas"), Logger: cfg.Logger})}
 }
 
@@ -132,6 +138,9 @@ func (c *Compactor) Pass(ctx context.Context) (*Done, error) {
 		for _, job := range downsample.Wanted(living(s), s.Marked(meta.NoDownsample)) {
 			if ctx.Err() != nil {
 				return d, context.Cause(ctx)
+			}
+			if c.cfg.Retention.past(job.Resolution, job.Block.MaxTime, c.cfg.Now()) {
+				continue // it would go at once, and be wanted again
 			}
 			if err := c.downsample(ctx, job); err != nil {
 				d.problem("block "+job.Block.ULID.String(), false, err)
@@ -234,8 +243,9 @@ func (c *Compactor) compact(ctx context.Context, g Group, s *view.Selection, d *
 	for _, m := range p.Blocks {
 		plan += m.ULID.String() + " "
 	}
-	if c.halted[g.Stream] == plan {
-		return // it was said
+	if h, ok := c.halted[g.Stream]; ok && h.plan == plan {
+		d.problem("stream "+g.Stream, true, h.err)
+		return
 	}
 	err := c.carryOut(ctx, g, p, d)
 	if err == nil {
@@ -255,11 +265,11 @@ func (c *Compactor) compact(ctx context.Context, g Group, s *view.Selection, d *
 		c.log.Warn("downsampled blocks overlap, and are left alone", "stream", g.Stream, "err", err)
 		return
 	}
-	halt := errors.Is(err, verify.ErrBroken) || errors.Is(err, ErrOverlap) || errors.Is(err, ErrSharedSources)
-	if halt {
-		c.halted[g.Stream] = plan
+	final := errors.Is(err, verify.ErrBroken) || errors.Is(err, ErrOverlap) || errors.Is(err, ErrSharedSources)
+	if final {
+		c.halted[g.Stream] = halt{plan, err}
 	}
-	d.problem("stream "+g.Stream, halt, err)
+	d.problem("stream "+g.Stream, final, err)
 }
 
 // workDir is where a group is worked on.

@@ -300,14 +300,15 @@ func TestOneBadBlock(t *testing.T) {
 	if !strings.Contains(d.Problems[0].Err.Error(), bad.ULID.String()) {
 		t.Errorf("%v does not name the block", d.Problems[0].Err)
 	}
-	// It is not tried again, until the blocks are others.
-	if d, err = c.Pass(t.Context()); err != nil || d.Compacted != 0 || len(d.Problems) != 0 {
-		t.Errorf("%+v, %v", d, err)
+	// It is not tried again, until the blocks are others, and said again.
+	again, err := c.Pass(t.Context())
+	if err != nil || again.Compacted != 0 || !slices.Equal(again.Problems, d.Problems) /* the same errors, not such as them */ {
+		t.Errorf("%+v, %v", again, err)
 	}
 	if _, err := transfer.PutMark(t.Context(), bkt, &meta.Mark{ID: bad.ULID, Kind: meta.NoCompact, Time: now, Reason: meta.ReasonManual}); err != nil {
 		t.Fatal(err)
 	}
-	if d, err = c.Pass(t.Context()); err != nil || d.Compacted != 1 || len(d.Problems) != 0 {
+	if d, err = c.Pass(t.Context()); err != nil || d.Compacted != 1 || !slices.Equal(d.Problems, again.Problems[1:]) {
 		t.Errorf("with a mark: %+v, %v", d, err)
 	}
 }
@@ -386,5 +387,27 @@ func TestDownsampling(t *testing.T) {
 	}
 	if d := passes(t, c); d.Downsampled > 0 {
 		t.Errorf("again: %+v", d)
+	}
+}
+
+// TestNotMadeToGo: what would be older than it is kept is not made: it would go at once, and be
+// wanted again.
+func TestNotMadeToGo(t *testing.T) {
+	bkt := objstore.NewInMemBucket()
+	for from := int64(0); from < 5*24*hour; from += 2 * hour {
+		short(t, bkt, from, map[string]string{"cluster": "eu1"}, 1)
+	}
+	cfg := compact.DefaultConfig(t.TempDir())
+	cfg.Policy.ConsistencyDelay = 0
+	cfg.Retention = compact.Retention{meta.FiveMinutes: 24 * time.Hour}
+	c := compact.New(bkt, cfg)
+	for passes := 1; ; passes++ {
+		d, err := c.Pass(t.Context())
+		if err != nil || len(d.Problems) > 0 || d.Downsampled > 0 || passes > 100 {
+			t.Fatal(err, d, passes)
+		}
+		if !d.More() {
+			return
+		}
 	}
 }
