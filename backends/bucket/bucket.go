@@ -206,6 +206,25 @@ func (s *set) fill(minTime, maxTime int64, level int, add func(part)) {
 	s.fill(start, maxTime, level-1, add)
 }
 
+// levelsRead says which levels an answer was read from, for the report; "" if only raw data were
+// asked for. Nobody could tell otherwise whether an answer is so coarse because it was allowed to be.
+func levelsRead(maxResolution int64, n [3]int) string {
+	if maxResolution < meta.Resolutions()[1] {
+		return ""
+	}
+	var said []string
+	for i, name := range [...]string{"raw", "5m", "1h"} {
+		if n[i] > 0 {
+			said = append(said, fmt.Sprintf("%s (%d blocks)", name, n[i]))
+		}
+	}
+	slices.Reverse(said)
+	if said == nil {
+		return ""
+	}
+	return "resolution: " + strings.Join(said, ", ")
+}
+
 // Info implements backend.Backend.
 func (b *Backend) Info(context.Context) (backend.Info, error) {
 	info := backend.Info{

@@ -47,20 +47,37 @@ type sample struct {
 	fh *histogram.FloatHistogram
 }
 
-// writeRaw makes a raw block of samples in dir, by the writers of the TSDB, but without its head,
-// which costs too much for blocks of a few samples.
-func writeRaw(dir string, ext labels.Labels, samples []sample) (_ *meta.Meta, err error) {
-	by := map[string]labels.Labels{}
-	lists := map[string][]chunks.Sample{}
-	symbols := map[string]bool{}
-	m := &meta.Meta{}
-	m.MinTime, m.MaxTime = bounds(samples)
-	m.MaxTime++
+// line is a series and its samples, in order of time.
+type line struct {
+	ls      labels.Labels
+	samples []chunks.Sample
+}
+
+// writeRaw makes a raw block of samples in dir.
+func writeRaw(dir string, ext labels.Labels, samples []sample) (*meta.Meta, error) {
+	by := map[string]*line{}
 	for _, s := range samples {
-		lists[s.ls.String()] = append(lists[s.ls.String()], s)
-		by[s.ls.String()] = s.ls
-		s.ls.Range(func(l labels.Label) { symbols[l.Name], symbols[l.Value] = true, true })
+		key := s.ls.String()
+		if by[key] == nil {
+			by[key] = &line{ls: s.ls}
+		}
+		by[key].samples = append(by[key].samples, s)
 	}
+	for _, l := range by {
+		slices.SortFunc(l.samples, func(a, b chunks.Sample) int { return cmp.Compare(a.T(), b.T()) })
+	}
+	first, last := bounds(samples)
+	return writeLines(dir, ext, first, last+1, slices.Collect(maps.Values(by)))
+}
+
+// writeLines makes a raw block by the writers of the TSDB, but without its head, which costs too
+// much for blocks of a few samples.
+func writeLines(dir string, ext labels.Labels, minTime, maxTime int64, lines []*line) (_ *meta.Meta, err error) {
+	symbols := map[string]bool{}
+	for _, l := range lines {
+		l.ls.Range(func(l labels.Label) { symbols[l.Name], symbols[l.Value] = true, true })
+	}
+	slices.SortFunc(lines, func(a, b *line) int { return labels.Compare(a.ls, b.ls) })
 	id := ulid.MustNew(ulid.Now(), rand.Reader)
 	block := filepath.Join(dir, id.String())
 	cw, err := chunks.NewWriter(filepath.Join(block, "chunks"), chunks.WithSegmentSize(1<<20))
@@ -74,22 +91,20 @@ func writeRaw(dir string, ext labels.Labels, samples []sample) (_ *meta.Meta, er
 	for _, s := range slices.Sorted(maps.Keys(symbols)) {
 		err = errors.Join(err, iw.AddSymbol(s))
 	}
-	series := slices.SortedFunc(maps.Keys(by), func(a, b string) int { return labels.Compare(by[a], by[b]) })
-	for i, key := range series {
-		slices.SortFunc(lists[key], func(a, b chunks.Sample) int { return cmp.Compare(a.T(), b.T()) })
+	for i, l := range lines {
 		var metas []chunks.Meta
-		it := storage.NewSeriesToChunkEncoder(storage.NewListSeries(by[key], lists[key])).Iterator(nil)
+		it := storage.NewSeriesToChunkEncoder(storage.NewListSeries(l.ls, l.samples)).Iterator(nil)
 		for it.Next() {
 			metas = append(metas, it.At())
 		}
 		err = errors.Join(err, it.Err(), cw.WriteChunks(metas...))
-		err = errors.Join(err, iw.AddSeries(storage.SeriesRef(i), by[key], metas...))
+		err = errors.Join(err, iw.AddSeries(storage.SeriesRef(i), l.ls, metas...))
 	}
 	if err = errors.Join(err, cw.Close(), iw.Close()); err != nil {
 		return nil, err
 	}
 	data, err := json.Marshal(map[string]any{
-		"ulid": id.String(), "version": 1, "minTime": m.MinTime, "maxTime": m.MaxTime, "stats": map[string]any{},
+		"ulid": id.String(), "version": 1, "minTime": minTime, "maxTime": maxTime, "stats": map[string]any{},
 		"compaction": map[string]any{"level": 1, "sources": []string{id.String()}},
 		"thanos":     map[string]any{"labels": ext.Map(), "downsample": map[string]any{"resolution": 0}, "source": "test"},
 	})

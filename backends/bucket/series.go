@@ -19,6 +19,7 @@ import (
 	"github.com/promweave/promweave/backends/bucket/internal/block"
 	"github.com/promweave/promweave/backends/bucket/internal/header"
 	"github.com/promweave/promweave/blocks/aggregate"
+	"github.com/promweave/promweave/blocks/meta"
 	"github.com/promweave/promweave/sdk/backend"
 	"github.com/promweave/promweave/sdk/backend/shaping"
 )
@@ -45,6 +46,7 @@ func (b *Backend) Series(ctx context.Context, req *backend.SeriesRequest) iter.S
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		var seqs []iter.Seq2[*backend.Batch, error]
+		var levels [3]int
 		t := &trouble{partial: req.PartialAllowed}
 		for _, s := range sets(b.src.Blocks()) {
 			rest, ok := shaping.SplitMatchers(s.ext, req.Matchers)
@@ -55,7 +57,13 @@ func (b *Backend) Series(ctx context.Context, req *backend.SeriesRequest) iter.S
 			if len(parts) == 0 {
 				continue
 			}
+			for _, p := range parts {
+				levels[slices.Index(meta.Resolutions(), p.m.Resolution())]++
+			}
 			seqs = append(seqs, shaping.Extend(b.stored(ctx, req, rest, parts, t), s.ext, req.WithoutReplicaLabels))
+		}
+		if said := levelsRead(req.MaxResolution, levels); said != "" && !yield(backend.NewNotices(backend.Notice{Text: said}), nil) {
+			return
 		}
 		all := merged(seqs, req.BatchSize)
 		for batch, err := range shaping.Limit(shaping.Sharded(all, req.Shard), req.Limit) {
