@@ -368,6 +368,9 @@ func (a *ask) notice(n backend.Notice) {
 	if a.over {
 		return
 	}
+	if n.Kind == backend.NoticeInfo && !a.s.Grant.Admin {
+		return // nothing is wrong, and the words of a backend are for its operator
+	}
 	const most = 20 // a peer may send one per block, for ever
 	if len(a.row.Notices) < most {
 		a.row.Notices = append(a.row.Notices, n.Text)

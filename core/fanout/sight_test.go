@@ -4,9 +4,11 @@
 package fanout_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"slices"
 	"strings"
@@ -431,5 +433,31 @@ func TestSeenError(t *testing.T) {
 	}
 	if w.session.SeenError(nil) != nil {
 		t.Error("an error of none")
+	}
+}
+
+// TestRemarksAreForTheOperator: what a backend remarks of a complete answer is in the report of who
+// may see everything, and neither there nor in the log of anybody else.
+func TestRemarksAreForTheOperator(t *testing.T) {
+	for _, g := range []*access.Grant{access.Everything(), tenant("a")} {
+		b := fakestore.Holding(labels.EmptyLabels(), one("m", "1", "tenant", "a"))
+		b.Wrap = fakestore.Then(9, func(_ context.Context, yield func(*backend.Batch, error) bool) {
+			yield(backend.NewNotices(backend.Notice{Kind: backend.NoticeInfo, Text: "resolution: 5m"}), nil)
+		})
+		w := granted(t, g, member("b", b))
+		var log bytes.Buffer
+		w.session.Logger = slog.New(slog.NewTextHandler(&log, nil))
+		for _, err := range w.session.Stream(t.Context(), request(), w.sel) {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		want := []string(nil)
+		if g.Admin {
+			want = []string{"resolution: 5m"}
+		}
+		if row := w.sel.Backends[0]; !slices.Equal(row.Notices, want) || row.State != report.RowAnswered || log.Len() > 0 {
+			t.Errorf("admin %v: %q, %s, log %q", g.Admin, row.Notices, row.State, log.String())
+		}
 	}
 }
