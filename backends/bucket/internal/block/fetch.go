@@ -4,6 +4,7 @@
 package block
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -103,6 +104,9 @@ func object(ctx context.Context, bkt Bucket, u *Usage, name string, spans []span
 	return p, nil
 }
 
+// mostAtOnce is how much memory is taken for a request before any of it is there.
+const mostAtOnce = 8 << 20
+
 func get(ctx context.Context, bkt Bucket, u *Usage, name string, s span) (_ []byte, err error) {
 	defer func() {
 		if err != nil {
@@ -115,11 +119,12 @@ func get(ctx context.Context, bkt Bucket, u *Usage, name string, s span) (_ []by
 		return nil, err
 	}
 	defer r.Close()
-	b := make([]byte, s.to-s.from)
-	n, err := io.ReadFull(r, b)
-	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
+	// A length that is broken asks for up to 2 GiB: memory is taken for what comes.
+	n := s.to - s.from
+	b := bytes.NewBuffer(make([]byte, 0, min(n, mostAtOnce)+bytes.MinRead))
+	if _, err := b.ReadFrom(io.LimitReader(r, n)); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return nil, err
 	}
-	u.Bytes.Add(int64(n))
-	return b[:n], ctx.Err()
+	u.Bytes.Add(int64(b.Len()))
+	return b.Bytes(), ctx.Err()
 }
