@@ -104,7 +104,7 @@ func newYear(t *testing.T) *year {
 			if left := (y.days - end + y.perBlock - 1) / y.perBlock; left == 0 || left == 1 && r == meta.OneHour {
 				break
 			}
-			if m, err = downsample.Block(ctx, m, y.dir+"/"+m.ULID.String(), y.dir, r, downsample.Options{}); err != nil {
+			if m, err = downsample.Block(ctx, m, y.dir+"/"+m.ULID.String(), y.dir, r, downsample.Options{SegmentBytes: 1 << 20}); err != nil {
 				t.Fatal(err)
 			}
 			y.src.blocks = append(y.src.blocks, m)
