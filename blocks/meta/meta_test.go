@@ -8,6 +8,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -161,6 +162,35 @@ func FuzzParse(f *testing.F) {
 		}
 		if twice, _ := again.Encode(); !bytes.Equal(out, twice) {
 			t.Fatalf("%s\n%s", out, twice)
+		}
+	})
+}
+
+// FuzzParseMark: a mark is refused as corrupt, or the same when written and read again.
+func FuzzParseMark(f *testing.F) {
+	id := ulid.MustParse("01M7ZYC1STEW21SJ2T70SNVCXK")
+	for _, data := range files(f, "marks") {
+		for i := range meta.Kinds() {
+			f.Add(uint8(i), data)
+		}
+	}
+	f.Add(uint8(0), []byte(`{"id":"01M7ZYC1STEW21SJ2T70SNVCXK","version":1,"deletion_time":-9223372036854775808}`))
+	f.Fuzz(func(t *testing.T, k uint8, data []byte) {
+		kind := meta.Kinds()[int(k)%len(meta.Kinds())]
+		m, err := meta.ParseMark(id, kind, data)
+		if err != nil {
+			if !errors.Is(err, meta.ErrCorrupt) {
+				t.Fatal(err)
+			}
+			return
+		}
+		out, err := m.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := meta.ParseMark(id, kind, out)
+		if err != nil || !reflect.DeepEqual(again, m) {
+			t.Fatalf("%v: %+v is read again as %+v", err, m, again)
 		}
 	})
 }

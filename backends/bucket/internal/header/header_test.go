@@ -8,9 +8,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -310,6 +312,67 @@ func FuzzOpen(f *testing.F) {
 			}); err != nil {
 				t.Fatal(err)
 			}
+		}
+	})
+}
+
+// FuzzRepaired: where the checksums are right, whatever they are of, a header is refused or can be
+// read, and takes no memory that it does not have.
+func FuzzRepaired(f *testing.F) {
+	bucket, id := large(f, 70)
+	good, err := os.ReadFile(built(f, bucket, id))
+	if err != nil {
+		f.Fatal(err)
+	}
+	end := len(good) - 20
+	symbols, tables := binary.BigEndian.Uint64(good[end:]), binary.BigEndian.Uint64(good[end+8:])
+	for _, at := range []uint64{symbols, symbols + 4, symbols + 8, tables, tables + 4, tables + 8, tables + 9, uint64(end), uint64(end + 8), 6} {
+		f.Add(uint32(at), []byte{0xff, 0xff, 0xff, 0xff, 0x0f})
+		f.Add(uint32(at), []byte{0, 0, 0, 0})
+	}
+	table := crc32.MakeTable(crc32.Castagnoli)
+	dir := f.TempDir()
+	f.Fuzz(func(t *testing.T, at uint32, with []byte) {
+		data := slices.Clone(good)
+		copy(data[at%uint32(len(data)):], with)
+		for _, from := range []uint64{binary.BigEndian.Uint64(data[end:]), binary.BigEndian.Uint64(data[end+8:])} {
+			if from > uint64(end)-8 {
+				continue
+			}
+			if n := uint64(binary.BigEndian.Uint32(data[from:])); from+4+n+4 <= uint64(end) {
+				binary.BigEndian.PutUint32(data[from+4+n:], crc32.Checksum(data[from+4:from+4+n], table))
+			}
+		}
+		binary.BigEndian.PutUint32(data[end+16:], crc32.Checksum(data[end:end+16], table))
+		file := filepath.Join(dir, fmt.Sprint(os.Getpid()))
+		if err := os.WriteFile(file, data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		defer func() {
+			runtime.ReadMemStats(&after)
+			if n := after.TotalAlloc - before.TotalAlloc; n > 32<<20 {
+				t.Errorf("%d bytes were allocated for %d", n, len(data))
+			}
+		}()
+		r, err := header.Open(file)
+		if err != nil {
+			if !errors.Is(err, header.ErrCorrupt) {
+				t.Fatal(err)
+			}
+			return
+		}
+		defer r.Close()
+		for i := range uint32(200) {
+			_, _ = r.Symbol(i * i * i)
+		}
+		_, _ = r.All()
+		for _, name := range r.LabelNames() {
+			_ = r.Values(name, func(v []byte, list header.Range) bool {
+				_, _ = r.Postings(name, string(v), "absent")
+				return true
+			})
 		}
 	})
 }
