@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/common/version"
 	"github.com/spf13/cobra"
 
+	"github.com/promweave/promweave/bins/promweave/internal/bucketcmd"
 	"github.com/promweave/promweave/bins/promweave/internal/compactcmd"
 	"github.com/promweave/promweave/bins/promweave/internal/console"
 )
@@ -78,7 +79,7 @@ Exit codes: 0 all is well, 1 something failed, 2 wrong usage, 3 the answer is pa
 		SilenceUsage:  true,
 		RunE:          console.Group,
 	}
-	root.AddCommand(a.serveCmd(), a.demoCmd(), a.queryCmd(), a.explainCmd(), a.backendsCmd(), a.pluginCmd(), a.certifyCmd(), compactcmd.Command(a.Console), a.checkCmd(), a.versionCmd())
+	root.AddCommand(a.serveCmd(), a.demoCmd(), a.queryCmd(), a.explainCmd(), a.backendsCmd(), a.pluginCmd(), a.certifyCmd(), bucketcmd.Command(a.Console), compactcmd.Command(a.Console), a.checkCmd(), a.versionCmd())
 	// cobra's own command takes a shell that it does not know for a call for help.
 	root.InitDefaultCompletionCmd()
 	for _, cmd := range root.Commands() {
