@@ -47,7 +47,7 @@ func Command(c *console.Console) *cobra.Command {
 		Short: "Look into a bucket of blocks, and mend it",
 		RunE:  console.Group,
 	}
-	cmd.AddCommand(lsCmd(c), inspectCmd(c), verifyCmd(c), markCmd(c), cleanupCmd(c), retentionCmd(c))
+	cmd.AddCommand(lsCmd(c), inspectCmd(c), verifyCmd(c), markCmd(c), cleanupCmd(c), retentionCmd(c), uploadCmd(c), replicateCmd(c))
 	return cmd
 }
 
