@@ -75,7 +75,7 @@ func TestEveryRouteIsGuarded(t *testing.T) {
 	s, kinds := guarded(t, nil)
 	open := map[string]bool{"/-/healthy": true, "/-/ready": true}
 	operators := map[string]bool{
-		"/api/v1/status/config": true, "/api/v1/status/flags": true, "/api/v1/status/runtimeinfo": true, "/api/v1/plugins": true, "/api/v1/plugins/{name}": true,
+		"/api/v1/status/config": true, "/api/v1/status/flags": true, "/api/v1/status/runtimeinfo": true, "/api/v1/blocks": true, "/api/v1/plugins": true, "/api/v1/plugins/{name}": true,
 		"/api/v1/plugins/{name}/restart": true, "/-/reload": true, "/metrics": true, "/debug/pprof/{profile...}": true,
 	}
 	// Of these, whoever answers the query asks the gate.
@@ -162,6 +162,25 @@ func TestWhoami(t *testing.T) {
 	s, _ := guarded(t, nil)
 	const want = `"data":{"subject":"ann","method":"basic","tenants":["t"],"enforced":[],"admin":false,"minTime":"1970-01-01T00:00:01Z","limits":{"series":5,"samples":0,"bytes":0},"filters":[]}`
 	if w := do(s, "ann", http.MethodGet, "/api/v1/status/whoami"); w.Code != 200 || !strings.Contains(w.Body.String(), want) {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}
+
+func TestBlocks(t *testing.T) {
+	const none = `"data":{"blocks":[],"label":"","refreshedAt":"0001-01-01T00:00:00Z","err":null,"partial":[]}`
+	s, _ := guarded(t, nil)
+	if w := do(s, "root", http.MethodGet, "/api/v1/blocks"); w.Code != 200 || !strings.Contains(w.Body.String(), none) {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	s, _ = guarded(t, func(o *Options) {
+		o.Blocks = func(context.Context) BlockList {
+			return BlockList{Blocks: []any{map[string]string{"ulid": "SECRET"}}, Partial: []any{}}
+		}
+	})
+	if w := do(s, "root", http.MethodGet, "/api/v1/blocks"); w.Code != 200 || !strings.Contains(w.Body.String(), `"blocks":[{"ulid":"SECRET"}]`) || w.Header().Get("Cache-Control") != "no-store" {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	if w := do(s, "ann", http.MethodGet, "/api/v1/blocks"); w.Code != 403 || strings.Contains(w.Body.String(), "SECRET") {
 		t.Errorf("%d %s", w.Code, w.Body)
 	}
 }

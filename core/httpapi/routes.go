@@ -111,6 +111,8 @@ func (s *Server) routes() []route {
 			doc: "Returns facts about the process.", data: schema{"type": "object"}},
 		{methods: get, path: "/api/v1/status/whoami", kind: "whoami", api: s.whoami, id: "whoami",
 			doc: "Says who the caller was taken for, and what they may see.", data: ref("Whoami")},
+		{methods: get, path: "/api/v1/blocks", kind: "blocks", admin: true, api: s.blocks, id: "blocks",
+			doc: "Lists the blocks of all buckets that are backends, as they were last seen. For operators.", data: schema{"type": "object"}},
 		{methods: get, path: "/api/v1/plugins", kind: "plugins", admin: true, api: s.plugins, id: "plugins",
 			doc: "Lists plug-ins: what they are, what they may do, and how they are. For operators.", data: list(ref("Plugin"))},
 		{methods: get, path: "/api/v1/plugins/{name}", kind: "plugin", admin: true, api: s.plugin, id: "plugin",

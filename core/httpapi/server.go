@@ -102,6 +102,8 @@ type Options struct {
 	// or an error, which best is an *access.Denied. Only /-/healthy, /-/ready and what
 	// a browser asks before it sends credentials go without.
 	Authenticate func(*http.Request) (context.Context, error)
+	// Blocks tells which blocks there are in buckets, for operators; nil: there are no buckets.
+	Blocks func(context.Context) BlockList
 	// Plugins tells what is known of each plug-in, for operators; nil: there are none.
 	Plugins func(context.Context) []PluginStatus
 	// RestartPlugin starts a plug-in anew. It returns ErrNoPlugin for a name that is

@@ -440,7 +440,7 @@ func attempts() (paths []string) {
 		"/api/v1/metadata?report=1", "/api/v1/metadata?metric=only_mine&report=1", "/api/v1/metadata?metric=never_known", "/api/v1/metadata?limit=1",
 		"/api/v1/rules?report=1", "/api/v1/rules?type=alert", "/api/v1/rules?group_limit=1", "/api/v1/alerts?report=1",
 		"/api/v1/targets?report=1", "/api/v1/targets?state=dropped", "/api/v1/targets?state=active",
-		"/api/v1/stores", "/api/v1/status/tsdb?report=1", "/api/v1/status/tsdb?partial_response=false", "/api/v1/plugins", "/api/v1/plugins/x", "/api/v1/status/config", "/api/v1/status/flags",
+		"/api/v1/stores", "/api/v1/status/tsdb?report=1", "/api/v1/status/tsdb?partial_response=false", "/api/v1/blocks", "/api/v1/plugins", "/api/v1/plugins/x", "/api/v1/status/config", "/api/v1/status/flags",
 		"/api/v1/status/runtimeinfo", "/api/v1/status/whoami", "/api/v1/status/buildinfo", "/api/v1/openapi.json", "/api/v1/parse_query?query=up", "/metrics", "/debug/pprof/", "/debug/pprof/cmdline",
 		"/api/v1/nothing", "/-/healthy", "/-/ready",
 	)
@@ -549,7 +549,7 @@ func TestTenancyOwnData(t *testing.T) {
 			t.Errorf("%s: who heeds matchers was not sent them: %s", path, got)
 		}
 	}
-	for _, path := range []string{"/api/v1/status/config", "/api/v1/status/flags", "/api/v1/status/runtimeinfo", "/api/v1/plugins", "/metrics", "/debug/pprof/", "/api/v1/status/tsdb"} {
+	for _, path := range []string{"/api/v1/status/config", "/api/v1/status/flags", "/api/v1/status/runtimeinfo", "/api/v1/blocks", "/api/v1/plugins", "/metrics", "/debug/pprof/", "/api/v1/status/tsdb"} {
 		if status, got := w.get(alice, http.MethodGet, path, nil); status != http.StatusForbidden || !strings.Contains(got, `"errorType":"forbidden"`) {
 			t.Errorf("%s: %d %s", path, status, got)
 		}

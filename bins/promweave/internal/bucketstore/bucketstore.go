@@ -39,12 +39,25 @@ type Store struct {
 	policy  view.Policy
 	log     *slog.Logger
 	blocks  atomic.Pointer[[]*meta.Meta]
+	seen    atomic.Pointer[Look]
 
 	cancel context.CancelFunc
 	done   chan struct{}
 }
 
 var _ backend.Closer = (*Store)(nil)
+
+// Look is what a look at the bucket came to. It is shared, and not changed.
+type Look struct {
+	At        time.Time
+	View      *view.View
+	Selection *view.Selection
+	// Err is why a later look failed.
+	Err error
+}
+
+// Last is the last look that succeeded.
+func (s *Store) Last() *Look { return s.seen.Load() }
 
 // firstLook is how long Open waits for the first look.
 const firstLook = 30 * time.Second
@@ -87,6 +100,7 @@ func (s *Store) look(ctx context.Context) error {
 	}
 	sel := v.Select(s.policy.Filters(time.Now())...)
 	metas := sel.Metas()
+	s.seen.Store(&Look{At: began, View: v, Selection: sel})
 	old := s.blocks.Swap(&metas)
 	for id, err := range v.Problems {
 		s.log.Warn("something of a block cannot be read now; it is taken as it was", "block", id, "err", err)
@@ -107,6 +121,9 @@ func (s *Store) run(ctx context.Context, every time.Duration) {
 			return
 		case <-t.C:
 			if err := s.look(ctx); err != nil && ctx.Err() == nil {
+				last := *s.seen.Load()
+				last.Err = err
+				s.seen.Store(&last)
 				s.log.Error("the bucket cannot be looked at; its blocks are taken as they were", "err", err)
 			}
 		}

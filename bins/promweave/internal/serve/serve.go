@@ -280,6 +280,7 @@ func (p *process) httpServer(cfg config.Config) (*http.Server, error) {
 			return nil
 		},
 		Authenticate:  p.filters.doors.http,
+		Blocks:        p.stores.blocks,
 		Plugins:       p.filters.statuses,
 		RestartPlugin: p.filters.restart,
 		Config:        func() string { return p.state.config().Redacted() },
