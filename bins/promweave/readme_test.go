@@ -47,7 +47,7 @@ func TestIntegrationReadmeOfPlugins(t *testing.T) {
 	runBlocks(t, "../../sdk/README.md", 10, short(t), addresses, "CHECKOUT="+checkout, "PROMWEAVE_SERVER=http://"+http)
 }
 
-// TestIntegrationReadme runs the commands of README.md that make a plug-in, in a clone of
+// TestIntegrationReadme runs the commands of README.md, in a clone of
 // which there is what they need.
 func TestIntegrationReadme(t *testing.T) {
 	clone := short(t)
@@ -61,7 +61,7 @@ func TestIntegrationReadme(t *testing.T) {
 	if err := os.CopyFS(filepath.Join(clone, "sdk"), os.DirFS("../../sdk")); err != nil {
 		t.Fatal(err)
 	}
-	runBlocks(t, "../../README.md", 1, clone, strings.NewReplacer())
+	runBlocks(t, "../../README.md", 2, clone, strings.NewReplacer())
 }
 
 // TestIntegrationReadmeOfC runs the commands of sdk/c/README.md in a copy of its folder.
