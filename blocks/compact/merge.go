@@ -23,12 +23,16 @@ import (
 	"github.com/promweave/promweave/blocks/aggregate"
 	"github.com/promweave/promweave/blocks/meta"
 	"github.com/promweave/promweave/blocks/verify"
+	"github.com/promweave/promweave/core/dedup"
 )
 
 // Input is a block that is there as a directory, with its meta.json.
 type Input struct {
 	Meta *meta.Meta
 	Dir  string
+	// Replica are the values of its replica labels, in the order of their names as configured; they are not
+	// among the labels of Meta.
+	Replica []string
 }
 
 // Options of Merge.
@@ -36,7 +40,10 @@ type Options struct {
 	// Vertical allows blocks that overlap in time, or have sources in common: samples at
 	// the same time are kept once. It cannot be undone.
 	Vertical bool
-	Logger   *slog.Logger
+	// Dedup chooses among the samples of inputs that overlap and are of different replicas; "" keeps
+	// all of them, those at the same time once.
+	Dedup  dedup.Algorithm
+	Logger *slog.Logger
 }
 
 // The errors that no other attempt will mend: somebody has to look at the blocks. They are
@@ -96,7 +103,12 @@ func Merge(ctx context.Context, inputs []Input, out string, o Options) (_ *meta.
 	if err != nil {
 		return nil, err
 	}
-	ids, err := c.Compact(out, dirs, nil)
+	var ids []ulid.ULID
+	if o.Dedup != "" && replicasOverlap(inputs) {
+		ids, err = c.CompactWithBlockPopulator(out, dirs, nil, &replicas{of: ranks(inputs), algorithm: o.Dedup})
+	} else {
+		ids, err = c.Compact(out, dirs, nil)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("compact %s: %w", names(inputs), err)
 	}

@@ -11,12 +11,16 @@ package compact
 
 import (
 	"cmp"
+	"context"
+	"maps"
 	"slices"
 	"time"
 
 	"github.com/oklog/ulid/v2"
 
+	"github.com/promweave/promweave/blocks/downsample"
 	"github.com/promweave/promweave/blocks/meta"
+	"github.com/promweave/promweave/blocks/view"
 )
 
 // Ranges are the lengths of blocks, ms, ascending: a block that is uploaded has the first or
@@ -227,4 +231,58 @@ func (r Retention) Expired(blocks []*meta.Meta, now time.Time) (out []*meta.Meta
 func (r Retention) past(resolution, maxTime int64, now time.Time) bool {
 	keep := r[resolution]
 	return keep > 0 && now.After(time.UnixMilli(maxTime).Add(keep))
+}
+
+// Outlook is what a pass would do, and what is still to be done.
+type Outlook struct {
+	// Compact has the next compaction of each stream that has one.
+	Compact []Step
+	// Downsample are the blocks to downsample.
+	Downsample []downsample.Job
+	// Outdated and Expired are to be marked for deletion: others were made of them, or they are older
+	// than they are kept. Delete were marked long enough ago.
+	Outdated, Expired, Delete []*meta.Meta
+	// Clean are uploads and deletions that were broken off.
+	Clean []ulid.ULID
+	// Todo counts compactions until nothing is left.
+	Todo Todo
+}
+
+// Step is what is to be made one block in a stream.
+type Step struct {
+	Stream string
+	Plan   Plan
+}
+
+// Outlook looks and changes nothing.
+func (c *Compactor) Outlook(ctx context.Context) (*Outlook, error) {
+	v, s, err := c.look(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return c.outlook(v, s), nil
+}
+
+func (c *Compactor) outlook(v *view.View, s *view.Selection) *Outlook {
+	alive := living(s)
+	groups, noCompact := Groups(alive), s.Marked(meta.NoCompact)
+	o := &Outlook{Downsample: c.jobs(s), Expired: c.cfg.Retention.Expired(alive, c.cfg.Now()), Todo: Simulate(groups, noCompact, c.cfg.Ranges)}
+	for _, g := range groups {
+		if p := Next(g, noCompact, c.cfg.Ranges); len(p.Blocks) > 0 {
+			o.Compact = append(o.Compact, Step{g.Stream, p})
+		}
+	}
+	for _, b := range v.Blocks {
+		if c.due(b, s) {
+			o.Delete = append(o.Delete, b.Meta)
+		} else if s.Dropped[b.Meta.ULID] == view.Duplicate && b.Marks[meta.Deletion] == nil {
+			o.Outdated = append(o.Outdated, b.Meta)
+		}
+	}
+	for _, id := range slices.SortedFunc(maps.Keys(v.Partial), ulid.ULID.Compare) {
+		if c.abandoned(id, v.Partial[id]) {
+			o.Clean = append(o.Clean, id)
+		}
+	}
+	return o
 }

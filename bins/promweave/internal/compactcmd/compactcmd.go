@@ -156,7 +156,6 @@ func (f *flags) run(cmd *cobra.Command, c *console.Console) error {
 	cfg := compact.DefaultConfig(f.dir)
 	cfg.Policy.ConsistencyDelay = time.Duration(f.consistency)
 	cfg.DeleteDelay, cfg.PartialAge = time.Duration(f.deleteDelay), time.Duration(f.partial)
-	cfg.Policy.DeletionDelay = cfg.DeleteDelay / 2
 	cfg.Retention = compact.Retention{meta.Raw: time.Duration(f.raw), meta.FiveMinutes: time.Duration(f.five), meta.OneHour: time.Duration(f.hour)}
 	cfg.Vertical, cfg.NoDownsampling, cfg.Logger = f.vertical, f.noDownsampling, log
 
