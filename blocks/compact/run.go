@@ -23,6 +23,7 @@ import (
 	"github.com/thanos-io/objstore"
 
 	"github.com/promweave/promweave/blocks/downsample"
+	"github.com/promweave/promweave/blocks/lease"
 	"github.com/promweave/promweave/blocks/meta"
 	"github.com/promweave/promweave/blocks/transfer"
 	"github.com/promweave/promweave/blocks/verify"
@@ -57,7 +58,7 @@ type Config struct {
 	// MaxIndexBytes is how large an index may become; 0 is DefaultMaxIndexBytes.
 	MaxIndexBytes int64
 	// Guard, if set, is asked before each change of the bucket whether this process may make it.
-	// An error that wraps ErrNotAlone ends the pass.
+	// An error that wraps lease.ErrHeld ends the pass.
 	Guard  func(context.Context) error
 	Logger *slog.Logger
 	// Registerer gets the metrics promweave_compact_…; nil is none.
@@ -68,9 +69,6 @@ type Config struct {
 
 // DefaultMaxIndexBytes is as large as an index can be.
 const DefaultMaxIndexBytes = 64 << 30
-
-// ErrNotAlone: another process works on the same streams.
-var ErrNotAlone = errors.New("another compactor works on this bucket")
 
 // DefaultConfig has the delays of Thanos.
 func DefaultConfig(dir string) Config {
@@ -139,7 +137,7 @@ func (d *Done) More() bool { return d.Compacted+d.Downsampled > 0 }
 // Pass compacts once in each stream, downsamples what is long enough, and marks and deletes what
 // is to go. So nothing waits until a backlog of something else is done. What is wrong with one
 // stream or block is a Problem; an error says that the bucket could not be seen, that another
-// compactor is at work (ErrNotAlone), or ctx is done.
+// compactor is at work (lease.ErrHeld), or ctx is done.
 //
 // It may be killed at any moment: what it replaces is there until what replaces it is, and hidden
 // from then on.
@@ -215,7 +213,7 @@ func (c *Compactor) alone(ctx context.Context) error {
 		return nil
 	}
 	err := c.cfg.Guard(ctx)
-	if stop, ok := ctx.Value(stopKey{}).(context.CancelCauseFunc); ok && errors.Is(err, ErrNotAlone) {
+	if stop, ok := ctx.Value(stopKey{}).(context.CancelCauseFunc); ok && errors.Is(err, lease.ErrHeld) {
 		stop(err)
 	}
 	return err

@@ -22,6 +22,7 @@ import (
 	"github.com/promweave/promweave/bins/promweave/internal/console"
 	"github.com/promweave/promweave/blocks/compact"
 	"github.com/promweave/promweave/blocks/meta"
+	"github.com/promweave/promweave/core/dedup"
 )
 
 // duration is a flag as Prometheus writes durations: 30d, 1h30m; 0 is none.
@@ -44,6 +45,9 @@ type flags struct {
 	partial                  duration
 	raw, five, hour          duration
 	noDownsampling, vertical bool
+	replicaLabels            []string
+	dedup                    string
+	concurrency, files       int
 	output                   string
 }
 
@@ -85,6 +89,10 @@ be done; the rest was.`,
 	fl.Var(&f.hour, "retention.resolution-1h", "how long blocks of an hour are kept; 0 is for ever")
 	fl.BoolVar(&f.noDownsampling, "downsampling.disable", false, "leave raw blocks alone")
 	fl.BoolVar(&f.vertical, "compact.enable-vertical-compaction", false, "let blocks overlap: equal samples are kept once; it cannot be undone")
+	fl.StringArrayVar(&f.replicaLabels, "deduplication.replica-label", nil, "external label by which replicas differ, may be repeated: it is taken off, and blocks may overlap; it cannot be undone")
+	fl.StringVar(&f.dedup, "deduplication.func", "", `how to choose among replicas that differ: "default" as queries do, or "penalty"; "" keeps every distinct sample`)
+	fl.IntVar(&f.concurrency, "compact.concurrency", 1, "streams that are compacted at once, and blocks that are downsampled")
+	fl.IntVar(&f.files, "block-files-concurrency", 4, "files of a block that are moved at once")
 	console.OutputFlag(cmd, &f.output, "text", "json", "yaml")
 	return cmd
 }
@@ -143,6 +151,15 @@ func (f *flags) run(cmd *cobra.Command, c *console.Console) error {
 	if f.deleteDelay > 0 && f.deleteDelay < f.consistency {
 		return console.Usage(cmd, "--delete-delay %s is less than --consistency-delay %s: blocks would go before others see what replaces them", &f.deleteDelay, &f.consistency)
 	}
+	algorithm := dedup.Algorithm(f.dedup)
+	switch {
+	case algorithm != "" && algorithm != dedup.Default && algorithm != dedup.Penalty:
+		return console.Usage(cmd, "--deduplication.func %q: use %q or %q, or leave it out to keep every distinct sample", f.dedup, dedup.Default, dedup.Penalty)
+	case algorithm != "" && len(f.replicaLabels) == 0:
+		return console.Usage(cmd, "--deduplication.func needs --deduplication.replica-label, which says what replicas are")
+	case f.concurrency < 1 || f.files < 1:
+		return console.Usage(cmd, "--compact.concurrency and --block-files-concurrency are 1 at least")
+	}
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	bkt, err := f.bucket.Open(bucketclient.NewOpener(reg), "compact")
@@ -157,7 +174,9 @@ func (f *flags) run(cmd *cobra.Command, c *console.Console) error {
 	cfg.Policy.ConsistencyDelay = time.Duration(f.consistency)
 	cfg.DeleteDelay, cfg.PartialAge = time.Duration(f.deleteDelay), time.Duration(f.partial)
 	cfg.Retention = compact.Retention{meta.Raw: time.Duration(f.raw), meta.FiveMinutes: time.Duration(f.five), meta.OneHour: time.Duration(f.hour)}
-	cfg.Vertical, cfg.NoDownsampling, cfg.Logger = f.vertical, f.noDownsampling, log
+	cfg.Vertical, cfg.NoDownsampling, cfg.Logger = f.vertical || len(f.replicaLabels) > 0, f.noDownsampling, log
+	cfg.Policy.ReplicaLabels, cfg.Dedup = f.replicaLabels, algorithm
+	cfg.Concurrency, cfg.Files, cfg.Registerer = f.concurrency, f.files, reg
 
 	ctx, cancel := context.WithCancel(cmd.Context())
 	defer cancel()

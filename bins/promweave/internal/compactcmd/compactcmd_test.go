@@ -208,7 +208,7 @@ func TestWait(t *testing.T) {
 	}
 	data, err := io.ReadAll(res.Body)
 	res.Body.Close()
-	if err != nil || !bytes.Contains(data, []byte(`objstore_bucket_operations_total{bucket="compact"`)) {
+	if err != nil || !bytes.Contains(data, []byte(`objstore_bucket_operations_total{bucket="compact"`)) || !bytes.Contains(data, []byte(`promweave_compact_todo_compactions `)) {
 		t.Errorf("%v: %.300s", err, data)
 	}
 	cancel()
@@ -241,6 +241,9 @@ func TestUsage(t *testing.T) {
 		"--objstore.config {} --delete-delay 1m":               "--delete-delay 1m is less",
 		"--objstore.config {} --retention.resolution-raw soon": "soon",
 		"--objstore.config {} --wait-interval -1s":             "-1s",
+		"--objstore.config {} --deduplication.func default":    "needs --deduplication.replica-label",
+		"--objstore.config {} --deduplication.func chain":      "every distinct sample",
+		"--objstore.config {} --compact.concurrency 0":         "1 at least",
 	} {
 		if out, talk, code := run(t.Context(), strings.Fields(args)...); code != console.ExitUsage || out != "" || !strings.Contains(talk, want) {
 			t.Errorf("%s: exit %d, %s, %s", args, code, out, talk)
