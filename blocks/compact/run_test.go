@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -27,6 +28,7 @@ import (
 	"github.com/thanos-io/objstore"
 
 	"github.com/promweave/promweave/blocks/compact"
+	"github.com/promweave/promweave/blocks/lease"
 	"github.com/promweave/promweave/blocks/meta"
 	"github.com/promweave/promweave/blocks/transfer"
 	"github.com/promweave/promweave/blocks/verify"
@@ -409,5 +411,94 @@ func TestNotMadeToGo(t *testing.T) {
 		if !d.More() {
 			return
 		}
+	}
+}
+
+// TestNotAlone: once another compactor has the bucket, nothing is changed any more, at whichever
+// change it is found out.
+func TestNotAlone(t *testing.T) {
+	now := time.Now()
+	for at := 1; ; at++ {
+		bkt := objstore.NewInMemBucket()
+		for i := range int64(5) {
+			for _, cluster := range []string{"eu1", "us1"} {
+				short(t, bkt, i*2*hour, map[string]string{"cluster": cluster}, 1)
+			}
+		}
+		asked, after := 0, map[string][]byte(nil)
+		cfg := config(t, &now)
+		cfg.Guard = func(context.Context) error {
+			if asked++; asked < at {
+				return nil
+			}
+			if after == nil {
+				after = maps.Clone(bkt.Objects())
+			}
+			return fmt.Errorf("%w: somebody", lease.ErrHeld)
+		}
+		_, err := compact.New(bkt, cfg).Pass(t.Context())
+		if asked < at {
+			if err != nil || at < 10 {
+				t.Errorf("%d changes, %v", asked, err)
+			}
+			return
+		}
+		if !errors.Is(err, lease.ErrHeld) || len(after) != len(bkt.Objects()) || asked != at {
+			t.Errorf("change %d: %v, %d objects, %d then, asked %d times", at, err, len(bkt.Objects()), len(after), asked)
+		}
+	}
+}
+
+// TestLeftoversWithMark: what a deletion left goes when its mark is old enough, and not before.
+func TestLeftoversWithMark(t *testing.T) {
+	bkt, now := objstore.NewInMemBucket(), time.Now()
+	m := short(t, bkt, 0, map[string]string{"cluster": "eu1"}, 1)
+	if _, err := transfer.PutMark(t.Context(), bkt, &meta.Mark{ID: m.ULID, Kind: meta.Deletion, Time: now.Add(-47 * time.Hour)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := bkt.Delete(t.Context(), m.ULID.String()+"/"+meta.File); err != nil {
+		t.Fatal(err)
+	}
+	c := compact.New(bkt, config(t, &now))
+	if d := passes(t, c); d.Cleaned != 0 {
+		t.Errorf("too early: %+v", d)
+	}
+	now = now.Add(2 * time.Hour) // by what was written last it would be too early still
+	if d := passes(t, c); d.Cleaned != 1 || len(bkt.Objects()) != 0 {
+		t.Errorf("%+v, %d objects", d, len(bkt.Objects()))
+	}
+}
+
+// TestIndexTooLarge: the largest block of a compaction whose index would be too large is marked, and
+// the others go on without it.
+func TestIndexTooLarge(t *testing.T) {
+	bkt, now := objstore.NewInMemBucket(), time.Now()
+	var size int64
+	for i := range int64(5) {
+		m := short(t, bkt, i*2*hour, map[string]string{"cluster": "eu1"}, 1)
+		a, err := bkt.Attributes(t.Context(), m.ULID.String()+"/index")
+		if err != nil {
+			t.Fatal(err)
+		}
+		size = max(size, a.Size)
+	}
+	cfg := config(t, &now)
+	cfg.MaxIndexBytes = 7 * size / 2 // three, and not four
+	d, err := compact.New(bkt, cfg).Pass(t.Context())
+	if err != nil || d.Compacted != 1 || len(d.Problems) > 0 {
+		t.Fatalf("%+v, %v", d, err)
+	}
+	v, err := view.NewFetcher(bkt, view.Config{}).Fetch(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	marked := 0
+	for _, b := range v.Blocks {
+		if m := b.Marks[meta.NoCompact]; m != nil && m.Reason == meta.ReasonIndexTooLarge {
+			marked++
+		}
+	}
+	if marked != 1 {
+		t.Errorf("%d blocks are marked", marked)
 	}
 }

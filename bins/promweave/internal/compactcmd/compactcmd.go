@@ -66,7 +66,8 @@ points of 5 minutes and of an hour, marks what is older than it is kept, and del
 marked long enough ago. It does a little of each in turn, so that nothing waits for a backlog of
 something else. Blocks are those of Thanos, whose tools can read them, and take over at any time.
 
-One process does that for a bucket, or for a share of it. It may be killed at any moment.
+One process does that for a bucket; a second one is noticed, and ends. After one that was killed, one
+with another --data-dir waits some minutes, to see that it is gone. It may be killed at any moment.
 
 Without --wait it ends once there is nothing left to do. The exit code is 1 if something could not
 be done; the rest was.`,
@@ -187,7 +188,10 @@ func (f *flags) run(cmd *cobra.Command, c *console.Console) error {
 	defer serving()
 
 	s := &summary{Problems: []problem{}}
-	err = f.loop(ctx, compact.New(bkt, cfg), log, s)
+	a := &alone{bkt: bkt, dir: f.dir, log: log}
+	defer a.release()
+	cfg.Guard = a.check
+	err = f.loop(ctx, a, compact.New(bkt, cfg), log, s)
 	if err != nil && !(f.wait && ctx.Err() != nil) {
 		return console.Failed(err)
 	}
@@ -201,11 +205,15 @@ func (f *flags) run(cmd *cobra.Command, c *console.Console) error {
 }
 
 // loop makes passes, and keeps those of the last one's problems: one that is mended is none.
-func (f *flags) loop(ctx context.Context, cc *compact.Compactor, log *slog.Logger, s *summary) error {
+func (f *flags) loop(ctx context.Context, a *alone, cc *compact.Compactor, log *slog.Logger, s *summary) error {
 	quiet := 0
 	said := map[problem]bool{}
 	for {
-		d, err := cc.Pass(ctx)
+		d := &compact.Done{}
+		err := a.hold(ctx)
+		if err == nil {
+			d, err = cc.Pass(ctx)
+		}
 		s.Problems = s.Problems[:0]
 		s.add(d)
 		if err != nil && (!f.wait || ctx.Err() != nil) {

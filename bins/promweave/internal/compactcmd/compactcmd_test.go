@@ -32,6 +32,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/promweave/promweave/bins/promweave/internal/console"
+	"github.com/promweave/promweave/blocks/lease"
 	"github.com/promweave/promweave/blocks/meta"
 	"github.com/promweave/promweave/blocks/transfer"
 	"github.com/promweave/promweave/blocks/view"
@@ -211,9 +212,24 @@ func TestWait(t *testing.T) {
 	if err != nil || !bytes.Contains(data, []byte(`objstore_bucket_operations_total{bucket="compact"`)) || !bytes.Contains(data, []byte(`promweave_compact_todo_compactions `)) {
 		t.Errorf("%v: %.300s", err, data)
 	}
+	// A second one finds that this one holds the bucket; with the same directory it would take over.
+	if ok, err := bkt.Exists(t.Context(), lease.Name); !ok || err != nil {
+		t.Errorf("the lease is not held: %v", err)
+	}
 	cancel()
 	if e := <-ended; e.code != 0 || !strings.HasPrefix(e.out, "compacted ") {
 		t.Errorf("%+v", e)
+	}
+}
+
+// TestReleased: the end gives the bucket free for the next one.
+func TestReleased(t *testing.T) {
+	bkt, args := bucket(t)
+	if _, talk, code := run(t.Context(), args...); code != console.ExitOK {
+		t.Fatal(code, talk)
+	}
+	if ok, err := bkt.Exists(t.Context(), lease.Name); ok || err != nil {
+		t.Errorf("the lease is held still: %v", err)
 	}
 }
 
