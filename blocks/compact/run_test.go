@@ -156,7 +156,7 @@ func seen(t testing.TB, bkt objstore.Bucket, now time.Time, resolution int64) (o
 
 func config(t testing.TB, now *time.Time) compact.Config {
 	c := compact.DefaultConfig(t.TempDir())
-	c.Policy.ConsistencyDelay = 0
+	c.Policy.ConsistencyDelay, c.Concurrency = 0, 3
 	c.Now = func() time.Time { return *now }
 	return c
 }
