@@ -354,6 +354,8 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		reply(w, map[string]string{"version": "3.5.0"})
 	case path == "/api/v1/status/config" && f.noConfig:
 		http.Error(w, "not for you", http.StatusForbidden)
+	case path == "/api/v1/status/flags":
+		reply(w, map[string]string{"storage.tsdb.path": "/data"})
 	case path == "/api/v1/status/config":
 		var sb strings.Builder
 		sb.WriteString("global:\n  scrape_interval: 15s\n")

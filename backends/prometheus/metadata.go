@@ -383,3 +383,31 @@ func (b *Backend) Statistics(ctx context.Context, limit int) (*storepb.TSDBStati
 		MemoryInBytesByLabelName: list(data.Memory), SeriesCountByLabelValuePair: list(data.ByPair),
 	}, notes, nil
 }
+
+// ExternalLabels are those of the series, as of now: those of the configuration of this backend, or
+// else of the server's.
+func (b *Backend) ExternalLabels(ctx context.Context) (labels.Labels, error) {
+	if !b.config.IsEmpty() {
+		return b.config, nil
+	}
+	ctx, cancel := bound(ctx, infoTimeout)
+	defer cancel()
+	var sc serverConfig
+	if err := b.serverConfig(ctx, &sc); err != nil {
+		return labels.EmptyLabels(), err
+	}
+	ls, err := externalLabels(sc.Global.ExternalLabels)
+	if err != nil {
+		return labels.EmptyLabels(), backend.Errorf(backend.ErrInternal, "configuration of %s: %w", b.base.Redacted(), err)
+	}
+	return ls, nil
+}
+
+// Flags are those that the server was started with, by name without dashes.
+func (b *Backend) Flags(ctx context.Context) (map[string]string, error) {
+	ctx, cancel := bound(ctx, infoTimeout)
+	defer cancel()
+	var flags map[string]string
+	_, err := b.api(ctx, "/api/v1/status/flags", nil, &flags)
+	return flags, err
+}

@@ -114,6 +114,30 @@ func TestConfiguredExternalLabels(t *testing.T) {
 	}
 }
 
+// TestForShipping: the external labels at this moment, and the flags.
+func TestForShipping(t *testing.T) {
+	f := &fake{ext: euR1}
+	b := open(t, f, nil)
+	if ls, err := b.ExternalLabels(t.Context()); err != nil || !labels.Equal(ls, euR1) {
+		t.Errorf("%s, %v", ls, err)
+	}
+	f.ext = labels.EmptyLabels()
+	if ls, err := b.ExternalLabels(t.Context()); err != nil || !ls.IsEmpty() {
+		t.Errorf("they have changed: %s, %v", ls, err)
+	}
+	f.noConfig = true
+	if _, err := b.ExternalLabels(t.Context()); backend.Kind(err) != backend.ErrDenied {
+		t.Error(err)
+	}
+	own := open(t, f, func(c *prometheus.Config) { c.ExternalLabels = map[string]string{"cluster": "c1"} })
+	if ls, err := own.ExternalLabels(t.Context()); err != nil || ls.String() != `{cluster="c1"}` {
+		t.Errorf("%s, %v", ls, err)
+	}
+	if flags, err := b.Flags(t.Context()); err != nil || flags["storage.tsdb.path"] != "/data" {
+		t.Errorf("%v, %v", flags, err)
+	}
+}
+
 func TestInfo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fake{data: dataset(base, false), ext: euR1}

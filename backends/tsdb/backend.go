@@ -56,6 +56,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/tsdb"
 
 	"github.com/promweave/promweave/backends/tsdb/internal/follow"
 	"github.com/promweave/promweave/sdk/backend"
@@ -72,6 +73,12 @@ type Config struct {
 	Refresh time.Duration
 	// Retention is how long a writable backend keeps data; 0 is 15 days.
 	Retention time.Duration
+	// Uncompacted has a writable backend leave blocks as they come out of memory, two hours each:
+	// somebody else compacts them, elsewhere.
+	Uncompacted bool
+	// Keep says of a block past its retention that a writable backend has to keep it for now; nil
+	// keeps none.
+	Keep func(tsdb.BlockMeta) bool
 }
 
 const (

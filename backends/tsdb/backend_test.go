@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"math"
 	"os"
 	"path/filepath"
@@ -636,6 +637,91 @@ func TestInfo(t *testing.T) {
 	refresh(t, b)
 	if _, err := b.Info(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestUncompacted: a directory that is shipped keeps its blocks as they are, and those past their
+// retention that somebody needs.
+func TestUncompacted(t *testing.T) {
+	const block = 2 * hour
+	dir := t.TempDir()
+	for i := range int64(5) {
+		w, err := tsdb.NewBlockWriter(slog.New(slog.DiscardHandler), dir, block)
+		if err != nil {
+			t.Fatal(err)
+		}
+		app := w.Appender(t.Context())
+		// The last reaches into the one before.
+		for _, at := range []int64{0, minute} {
+			if _, err := app.Append(0, labels.FromStrings("a", "b"), min(i, 3)*block+i+at, 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := app.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run := func(dir string, cfg Config) int {
+		cfg.Path = dir
+		if cfg.Retention == 0 {
+			cfg.Retention = 100 * time.Hour
+		}
+		b, err := OpenWritable(cfg, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer b.Close()
+		app := b.Appendable().Appender(t.Context())
+		if _, err := app.Append(0, labels.FromStrings("a", "b"), 5*block, 1); err != nil {
+			t.Fatal(err)
+		}
+		if err := app.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		// It looks at what is past its retention when it has made a block.
+		if err := errors.Join(b.DB().CompactHead(tsdb.NewRangeHead(b.DB().Head(), 5*block, 6*block-1)), b.DB().Compact(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+		names, err := blockNames(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(names)
+	}
+	copied := func() string {
+		to := filepath.Join(t.TempDir(), "tsdb")
+		if err := os.CopyFS(to, os.DirFS(dir)); err != nil {
+			t.Fatal(err)
+		}
+		return to
+	}
+	asked := 0
+	for name, x := range map[string]struct {
+		cfg  Config
+		want int
+	}{
+		"uncompacted": {Config{Uncompacted: true}, 6},
+		"gone":        {Config{Uncompacted: true, Retention: 3 * time.Hour}, 1},
+		"kept": {Config{Uncompacted: true, Retention: 3 * time.Hour, Keep: func(m tsdb.BlockMeta) bool {
+			asked++
+			return m.MinTime < block
+		}}, 2},
+	} {
+		if got := run(copied(), x.cfg); got != x.want {
+			t.Errorf("%s: %d blocks, want %d", name, got, x.want)
+		}
+	}
+	if got := run(copied(), Config{}); got >= 6 {
+		t.Errorf("nothing is compacted in any case: %d blocks", got)
+	}
+	if asked == 0 {
+		t.Error("nobody was asked what to keep")
 	}
 }
 

@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"sync/atomic"
 	"time"
 
+	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
@@ -57,6 +59,26 @@ func OpenWritable(cfg Config, logger *slog.Logger, reg prometheus.Registerer) (*
 	opts.OutOfOrderTimeWindow = outOfOrderWindow.Milliseconds()
 	opts.EnableExemplarStorage = true
 	opts.MaxExemplars = exemplarsHeld
+	if cfg.Uncompacted {
+		// By default the library compacts nothing but what overlaps.
+		opts.EnableOverlappingCompaction = false
+	}
+	var opened atomic.Pointer[tsdb.DB]
+	if cfg.Keep != nil {
+		opts.BlocksToDelete = func(blocks []*tsdb.Block) map[ulid.ULID]struct{} {
+			db := opened.Load()
+			if db == nil { // it is being opened, and will ask again
+				return nil
+			}
+			out := tsdb.DefaultBlocksToDelete(db)(blocks)
+			for _, bl := range blocks {
+				if _, old := out[bl.Meta().ULID]; old && cfg.Keep(bl.Meta()) {
+					delete(out, bl.Meta().ULID)
+				}
+			}
+			return out
+		}
+	}
 	// The library never unregisters; a registry of its own lets a directory be
 	// opened again.
 	own := prometheus.NewRegistry()
@@ -64,6 +86,7 @@ func OpenWritable(cfg Config, logger *slog.Logger, reg prometheus.Registerer) (*
 	if err != nil {
 		return nil, fmt.Errorf("tsdb: cannot open %s for writing, check that it is writable and that no other process owns it: %w", cfg.Path, err)
 	}
+	opened.Store(db)
 	b := &Backend{
 		cfg: cfg, logger: logger, ext: withoutEmpty(cfg.ExternalLabels), own: &writable{db: db, reg: own},
 		cancel: func(error) {}, done: make(chan struct{}),

@@ -313,7 +313,7 @@ func (s *Shipper) ship(ctx context.Context, c candidate, external labels.Labels,
 	if *overlap != nil {
 		(*overlap).add(up)
 	}
-	s.log.Info("shipped a block", "block", id, "min", time.UnixMilli(m.MinTime).UTC(), "max", time.UnixMilli(m.MaxTime).UTC(), "level", m.Compaction.Level)
+	s.log.Info("shipped a block", "block", id, "min", time.UnixMilli(m.MinTime).UTC(), "max", time.UnixMilli(m.MaxTime).UTC(), "compaction_level", m.Compaction.Level)
 	return true, nil
 }
 

@@ -231,6 +231,12 @@ func TestSync(t *testing.T) {
 	if got := uploaded(t, dir); !slices.Equal(got, texts(early, late)) {
 		t.Errorf("state %q", got)
 	}
+	if got, err := Shipped(dir); err != nil || !slices.Equal(texts(got...), texts(early, late)) {
+		t.Errorf("shipped %v, %v", got, err)
+	}
+	if got, err := Shipped(t.TempDir()); err != nil || len(got) > 0 {
+		t.Errorf("shipped of an empty directory: %v, %v", got, err)
+	}
 	if left, err := os.ReadDir(s.uploads()); err != nil || len(left) > 0 {
 		t.Errorf("%v %v", left, err)
 	}

@@ -95,6 +95,23 @@ func (s *Shipper) readState() *state {
 	return &state{}
 }
 
+// Shipped says which blocks of a directory were shipped, of those that are there. A file that is
+// not there is none; one that cannot be read is an error: then nobody knows without the bucket.
+func Shipped(dir string) ([]ulid.ULID, error) {
+	data, err := os.ReadFile(filepath.Join(dir, stateFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	st, err := parseState(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s in %s: %w", stateFile, dir, err)
+	}
+	return st.uploaded, nil
+}
+
 func (s *Shipper) writeState(st *state) error {
 	data, err := st.encode()
 	if err != nil {

@@ -410,7 +410,7 @@ func (*fake) Stores(context.Context) ([]membership.Status, error) {
 				Component: "sidecar", LabelSets: []labels.Labels{labels.FromStrings("cluster", "eu1", "replica", "b")},
 				MinTime: 1000, MaxTime: math.MaxInt64, Version: "0.39.0", Capabilities: backend.Capabilities{Sharding: true, Rules: true},
 			},
-			LastCheck: time.Unix(1600000000, 0).UTC(),
+			LastCheck: time.Unix(1600000000, 0).UTC(), Warning: "blocks are not shipped",
 		},
 		{Name: "thanos/a:10901", Kind: "storeapi", Address: "a:10901", Known: true, Info: backend.Info{Component: "sidecar"}, LastError: "refused", Gone: "not in DNS"},
 		{Name: "influx", Kind: "influxdb", Address: "influx", Required: true},

@@ -298,7 +298,7 @@ func openAPI(routes []route, prefix string) ([]byte, error) {
 				"Store": object("name", text(), "lastCheck", text(), "lastError", schema{"type": "string", "nullable": true},
 					"labelSets", list(ref("LabelSet")), "minTime", integer(), "maxTime", integer(),
 					"kind", text(), "required", boolean(), "healthy", boolean(), "known", boolean(), "capabilities", list(text())).
-					also("address", text(), "version", text(), "gone", text()),
+					also("address", text(), "version", text(), "gone", text(), "warning", text()),
 				"Missing": object("backend", text(), "reason", text()).also("detail", text()),
 				"Whoami": object("subject", text(), "method", text(), "tenants", list(text()), "enforced", list(text()), "admin", boolean(),
 					"limits", object("series", integer(), "samples", integer(), "bytes", integer()), "filters", list(text())).

@@ -536,6 +536,7 @@ type apiStore struct {
 	Healthy      bool     `json:"healthy"`
 	Known        bool     `json:"known"`
 	Gone         string   `json:"gone,omitempty"`
+	Warning      string   `json:"warning,omitempty"`
 	Capabilities []string `json:"capabilities"`
 }
 
@@ -553,7 +554,7 @@ func (s *Server) stores(c *call) (*answer, error) {
 			Name: st.Name, LastCheck: st.LastCheck, LabelSets: st.Info.LabelSets,
 			MinTime: st.Info.MinTime, MaxTime: st.Info.MaxTime,
 			Kind: st.Kind, Address: st.Address, Version: st.Info.Version,
-			Required: st.Required, Healthy: st.Healthy, Known: st.Known, Gone: st.Gone,
+			Required: st.Required, Healthy: st.Healthy, Known: st.Known, Gone: st.Gone, Warning: st.Warning,
 			Capabilities: capabilityNames(st.Info.Capabilities),
 		}
 		if e.LabelSets == nil {

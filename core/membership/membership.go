@@ -46,6 +46,9 @@ type Spec struct {
 	// Until it has said more itself they tell which questions do not concern it: what never
 	// came up is not missing from answers that it could have no part in.
 	External labels.Labels
+	// Warning, if set, says what is wrong with the backend that queries do not notice; "" if
+	// nothing is.
+	Warning func() string
 }
 
 // Window bounds in time what a backend may be asked for.
@@ -375,6 +378,9 @@ func (s *Set) members(now time.Time) []*Member {
 			st.Info = backend.AllTime()
 			if !e.External.IsEmpty() {
 				st.Info.LabelSets = []labels.Labels{e.External}
+			}
+			if e.Warning != nil {
+				st.Warning = e.Warning()
 			}
 			if r := s.known[key{x.name, x.b}]; r != nil {
 				st.Healthy, st.Known = r.healthy && x.gone == "", r.known

@@ -25,4 +25,6 @@ type Status struct {
 	LastCheck time.Time
 	LastError string
 	Gone      string
+	// Warning is what is wrong with it that queries do not notice.
+	Warning string
 }

@@ -100,6 +100,7 @@ func (s *Service) Stores(ctx context.Context) ([]membership.Status, error) {
 		if st.Gone != "" {
 			st.Gone = "it is not to be found"
 		}
+		st.Warning = ""
 		out = append(out, st)
 	}
 	return out, nil

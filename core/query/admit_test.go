@@ -339,13 +339,17 @@ func TestMetadataOfOthers(t *testing.T) {
 // TestStoresWithoutWords: why a store fails is for operators.
 func TestStoresWithoutWords(t *testing.T) {
 	b := estate(alice, "mine", 1, 0)
-	s, set := serve(t, query.Config{Gate: &doorman{}}, spec("mine", b))
+	e := spec("mine", b)
+	e.Warning = func() string { return "SECRET" }
+	s, set := serve(t, query.Config{Gate: &doorman{}}, e)
 	b.infoError = errors.New("SECRET")
 	set.Refresh(t.Context())
 	for who, want := range map[string]string{alice: "the log of the server has the details", "reader": "the log of the server has the details", "operator": "SECRET"} {
 		got, err := s.Stores(access.WithCaller(t.Context(), &access.Caller{Subject: who}))
 		if err != nil || len(got) != 1 || got[0].LastError != want {
 			t.Errorf("%s: %+v %v", who, got, err)
+		} else if shown := got[0].Warning == "SECRET"; shown != (who == "operator") {
+			t.Errorf("%s sees the warning %q", who, got[0].Warning)
 		}
 	}
 }

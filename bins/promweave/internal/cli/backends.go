@@ -33,6 +33,7 @@ type store struct {
 	MaxTime   int64               `json:"maxTime"`
 	Required  bool                `json:"required"`
 	Healthy   *bool               `json:"healthy"`
+	Warning   string              `json:"warning,omitempty"`
 }
 
 func (a *app) backendsCmd() *cobra.Command {
@@ -105,6 +106,9 @@ func (a *app) listText(out io.Writer, groups map[string][]store) error {
 				if s.LastError != nil {
 					a.Say("%s: %s", s.Name, *s.LastError)
 				}
+			}
+			if s.Warning != "" {
+				a.Say("%s: %s", s.Name, s.Warning)
 			}
 			kind := s.Kind
 			if kind == "" {

@@ -158,6 +158,7 @@ type TSDB struct {
 	ReadOnly bool   `koanf:"read_only" doc:"never write to the directory, not even its lock; needed when a Prometheus owns it"`
 	// Retention is for a directory that is written to.
 	Retention time.Duration `koanf:"retention" doc:"how long samples are kept in a directory that is written to"`
+	Ship      *Ship         `koanf:"ship"`
 }
 
 // StoreAPI is one or more endpoints that speak the Thanos StoreAPI. One of
@@ -178,7 +179,24 @@ type Prometheus struct {
 	TLS      ClientTLS     `koanf:"tls"`
 	Timeout  time.Duration `koanf:"timeout" doc:"longest time for one request to the server; 0 is 2m"`
 	ReadMode string        `koanf:"read_mode" doc:"form of remote read: auto, streamed or samples"`
+	Ship     *Ship         `koanf:"ship"`
 }
+
+// Ship has the finished blocks of a TSDB directory uploaded to a bucket; nil is off.
+type Ship struct {
+	Objstore Raw `koanf:"objstore" doc:"the bucket that blocks go to, as Thanos has it: {type: S3, config: {bucket: …, endpoint: …}, prefix: …}"`
+	// Dir is for a Prometheus: a tsdb has its own.
+	Dir           string        `koanf:"dir" path:"yes" doc:"data directory of the Prometheus, the one with its blocks; none for a tsdb, which ships its own"`
+	Interval      time.Duration `koanf:"interval" doc:"time between two looks for new blocks"`
+	Compacted     bool          `koanf:"compacted" doc:"ship blocks that were compacted in the directory too, unless they overlap what the bucket has"`
+	OutOfOrder    bool          `koanf:"out_of_order" doc:"ship younger blocks although an older one failed"`
+	SkipCorrupted bool          `koanf:"skip_corrupted" doc:"go on past blocks that cannot be read"`
+	Concurrency   int           `koanf:"concurrency" doc:"most files of a block that are uploaded at once"`
+	HashFunc      string        `koanf:"hash_func" doc:"digest of each file for the block's meta.json: SHA256, or empty for none"`
+}
+
+// DefaultShip has what shipping has if nothing is said.
+func DefaultShip() Ship { return Ship{Interval: 30 * time.Second, Concurrency: 4} }
 
 // Bucket is an object-storage bucket with blocks, as Thanos keeps them.
 type Bucket struct {

@@ -563,13 +563,17 @@ func (l *loader) decode(c *Config) {
 		switch kind {
 		case KindTSDB:
 			b.TSDB = &TSDB{Retention: defaultRetention}
+			ship := l.ship(conf)
 			l.into(conf, b.TSDB)
+			b.TSDB.Ship = ship
 		case KindStoreAPI:
 			b.StoreAPI = &StoreAPI{Compression: "none"}
 			l.into(conf, b.StoreAPI)
 		case KindPrometheus:
 			b.Prometheus = &Prometheus{ReadMode: "auto"}
+			ship := l.ship(conf)
 			l.into(conf, b.Prometheus)
+			b.Prometheus.Ship = ship
 		case KindBucket:
 			d := DefaultBucket()
 			b.Bucket = &d
@@ -577,6 +581,19 @@ func (l *loader) decode(c *Config) {
 		}
 		c.Backends = append(c.Backends, b)
 	}
+}
+
+// ship takes the section out of the configuration of a backend: decoded with the rest, it would lose
+// its defaults.
+func (l *loader) ship(conf map[string]any) *Ship {
+	m, ok := conf["ship"].(map[string]any)
+	if !ok {
+		return nil
+	}
+	delete(conf, "ship")
+	s := DefaultShip()
+	l.into(m, &s)
+	return &s
 }
 
 func (l *loader) into(m map[string]any, out any) {

@@ -191,14 +191,13 @@ var otherEnv = map[string]bool{"PROMWEAVE_SERVER": true}
 
 // notYet names what is promised but not part of this release.
 var notYet = map[string]string{
-	"backends[].prefer":      "preference between backends",
-	"backends[].ship":        "shipping of blocks",
-	"backends[].config.ship": "shipping of blocks",
+	"backends[].prefer": "preference between backends",
 }
 
 // elsewhere names keys that people expect at another place.
 var elsewhere = map[string]string{
-	"http.tls": "TLS of the HTTP server is configured in the file named by http.web_config_file",
+	"backends[].ship": "shipping is configured in config.ship of a backend of kind prometheus or tsdb",
+	"http.tls":        "TLS of the HTTP server is configured in the file named by http.web_config_file",
 }
 
 var kindsNotYet = []string{

@@ -111,8 +111,34 @@ func validate(c *Config, l *loader) {
 			paths[dir] = b.Name
 		}
 	}
+	validateShipping(c, l, paths)
 	validateSelfScrape(c, l)
 	validateFilters(c, l)
+}
+
+// validateShipping keeps two from shipping one directory. written are the directories that are
+// written to, with the names of their backends.
+func validateShipping(c *Config, l *loader, written map[string]string) {
+	shipped := map[string]string{}
+	for i, b := range c.Backends {
+		var dir, key string
+		switch at := fmt.Sprintf("backends[%d].config", i); {
+		case b.TSDB != nil && b.TSDB.Ship != nil:
+			dir, key = b.TSDB.Path, at+".path"
+		case b.Prometheus != nil && b.Prometheus.Ship != nil:
+			dir, key = b.Prometheus.Ship.Dir, at+".ship.dir"
+		}
+		if dir == "" {
+			continue
+		}
+		dir = filepath.Clean(dir)
+		if other, dup := shipped[dir]; dup {
+			l.bad(key, "backend %q ships %s already: its blocks would go to the bucket twice", other, dir)
+		} else if other, dup := written[dir]; dup && other != b.Name {
+			l.bad(key, "%s is written to by backend %q: have that one ship it", dir, other)
+		}
+		shipped[dir] = b.Name
+	}
 }
 
 func validateSelfScrape(c *Config, l *loader) {
@@ -174,6 +200,15 @@ func validateBackend(b *Backend, at string, l *loader) {
 		} else if !b.TSDB.ReadOnly && b.TSDB.Retention < 2*time.Hour && l.sound(conf+".read_only") {
 			bad(conf+".retention", "%s is less than the 2h that a TSDB keeps in memory", model.Duration(b.TSDB.Retention))
 		}
+		if b.TSDB != nil && b.TSDB.Ship != nil {
+			if b.TSDB.Ship.Dir != "" {
+				bad(conf+".ship.dir", "is for a Prometheus: a tsdb ships the directory of config.path")
+			}
+			if len(b.ExternalLabels) == 0 && l.sound(at+".external_labels") {
+				bad(conf+".ship", "needs external_labels of the backend, as in {cluster: eu1, replica: a}: without them nobody could tell whose the blocks are")
+			}
+			validateShip(b.TSDB.Ship, conf+".ship", l)
+		}
 	case KindStoreAPI:
 		if len(b.ExternalLabels) > 0 {
 			bad(at+".external_labels", "endpoints of the StoreAPI bring labels of their own: set them there")
@@ -181,6 +216,12 @@ func validateBackend(b *Backend, at string, l *loader) {
 		validateStoreAPI(b.StoreAPI, conf, l)
 	case KindPrometheus:
 		validatePrometheus(b.Prometheus, conf, l)
+		if b.Prometheus != nil && b.Prometheus.Ship != nil {
+			if b.Prometheus.Ship.Dir == "" {
+				bad(conf+".ship.dir", "missing: the data directory of the Prometheus (its --storage.tsdb.path), as this program sees it")
+			}
+			validateShip(b.Prometheus.Ship, conf+".ship", l)
+		}
 	case KindBucket:
 		if len(b.ExternalLabels) > 0 {
 			bad(at+".external_labels", "blocks in a bucket bring labels of their own, in meta.json")
@@ -196,19 +237,7 @@ func validateBucket(b *Bucket, at string, l *loader) {
 		d := DefaultBucket()
 		b = &d
 	}
-	var o struct {
-		Type   string         `json:"type"`
-		Config map[string]any `json:"config"`
-		Prefix string         `json:"prefix"`
-	}
-	switch err := json.Unmarshal([]byte(b.Objstore), &o); {
-	case b.Objstore == "":
-		l.bad(at+".objstore", "missing: the bucket, as {type: FILESYSTEM, config: {directory: /data/bucket}}")
-	case err != nil:
-		l.bad(at+".objstore", "want type, config and prefix: %v", err)
-	case o.Type == "":
-		l.bad(at+".objstore.type", "missing: FILESYSTEM, S3, GCS, AZURE, SWIFT, COS, ALIYUNOSS, BOS, OCI or OBS")
-	}
+	validateObjstore(b.Objstore, at+".objstore", l)
 	if b.DataDir == "" {
 		l.bad(at+".data_dir", "missing: a directory that this program may write to")
 	}
@@ -220,6 +249,35 @@ func validateBucket(b *Bucket, at string, l *loader) {
 	}
 	if b.Concurrency < 1 {
 		l.bad(at+".concurrency", "must be 1 or more")
+	}
+}
+
+func validateObjstore(raw Raw, at string, l *loader) {
+	var o struct {
+		Type   string         `json:"type"`
+		Config map[string]any `json:"config"`
+		Prefix string         `json:"prefix"`
+	}
+	switch err := json.Unmarshal([]byte(raw), &o); {
+	case raw == "":
+		l.bad(at, "missing: the bucket, as {type: FILESYSTEM, config: {directory: /data/bucket}}")
+	case err != nil:
+		l.bad(at, "want type, config and prefix: %v", err)
+	case o.Type == "":
+		l.bad(at+".type", "missing: FILESYSTEM, S3, GCS, AZURE, SWIFT, COS, ALIYUNOSS, BOS, OCI or OBS")
+	}
+}
+
+func validateShip(s *Ship, at string, l *loader) {
+	validateObjstore(s.Objstore, at+".objstore", l)
+	if s.Interval < time.Second {
+		l.bad(at+".interval", "must be 1s or more")
+	}
+	if s.Concurrency < 1 {
+		l.bad(at+".concurrency", "must be 1 or more")
+	}
+	if s.HashFunc != "" && s.HashFunc != "SHA256" {
+		l.bad(at+".hash_func", "%q is neither SHA256 nor empty", s.HashFunc)
 	}
 }
 
@@ -412,7 +470,7 @@ func plainNode(v reflect.Value) *yaml.Node {
 // omitted says whether an empty value is better left out: its absence means the same.
 func omitted(v reflect.Value) bool {
 	switch v.Interface().(type) {
-	case *TSDB, *StoreAPI, *Prometheus, *Bucket, *Plugin, TimeRange, TimeBound, Auth, ClientTLS, Raw, JWT:
+	case *TSDB, *StoreAPI, *Prometheus, *Bucket, *Ship, *Plugin, TimeRange, TimeBound, Auth, ClientTLS, Raw, JWT:
 		return v.IsZero()
 	case map[string]string, []Filter, []HTTPRule:
 		return v.Len() == 0

@@ -142,6 +142,7 @@ func (p *process) run(ctx context.Context, cfg config.Config) (err error) {
 	}
 	filters.commit()
 	p.stores = newStores(p.log, p.metrics, p.tracing, p.filters.registry)
+	p.stores.ships = true
 	entries, commit, err := p.stores.open(ctx, cfg, filters)
 	if err != nil {
 		return err
@@ -188,7 +189,7 @@ func (p *process) run(ctx context.Context, cfg config.Config) (err error) {
 		return nil
 	}, func(error) { stopped() })
 
-	// The backends go last: what the servers are still answering needs them.
+	// The backends go last: what the servers are still answering needs them, and so does shipping.
 	var servers sync.WaitGroup
 	g.Add(func() error {
 		ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -204,6 +205,13 @@ func (p *process) run(ctx context.Context, cfg config.Config) (err error) {
 	if scraper != nil {
 		add("self-scrape", scraper.Run)
 	}
+	servers.Add(1)
+	add("ship", func(ctx context.Context) error {
+		defer servers.Done()
+		<-ctx.Done()
+		p.stores.stopShipping(lastShip)
+		return nil
+	})
 	grace := func() time.Duration { return p.state.config().Query.Timeout }
 	servers.Add(1)
 	add("http", func(ctx context.Context) error {

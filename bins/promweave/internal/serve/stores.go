@@ -23,6 +23,7 @@ import (
 	"github.com/promweave/promweave/bins/promweave/internal/bucketclient"
 	"github.com/promweave/promweave/bins/promweave/internal/bucketstore"
 	"github.com/promweave/promweave/bins/promweave/internal/config"
+	"github.com/promweave/promweave/bins/promweave/internal/shipping"
 	"github.com/promweave/promweave/blocks/view"
 	"github.com/promweave/promweave/core/fanout"
 	"github.com/promweave/promweave/core/membership"
@@ -41,6 +42,8 @@ type stores struct {
 	tracing *tracing
 	plugins *registry.Registry
 	buckets *bucketclient.Opener
+	// ships: blocks are shipped where that is configured. Who only looks at a backend does not.
+	ships bool
 
 	mu     sync.Mutex
 	opened map[string]*store
@@ -79,6 +82,8 @@ func (st *store) external() labels.Labels {
 type kernel struct {
 	b   backend.Backend
 	reg *prometheus.Registry
+	// loop ships its blocks; nil if nothing does.
+	loop *shipping.Loop
 }
 
 func newStores(log *slog.Logger, m *metrics, t *tracing, plugins *registry.Registry) *stores {
@@ -148,6 +153,7 @@ func (s *stores) open(ctx context.Context, cfg config.Config, filters *opened) (
 				TrustLabels:   (bc.TSDB != nil || bc.Prometheus != nil) && len(st.uses) == 0,
 				CheckMatchers: bc.Plugin != nil,
 				External:      st.external(),
+				Warning:       st.core.v.warning(),
 			},
 			Backend: st.b, Close: st.end,
 		})
@@ -162,6 +168,17 @@ func (s *stores) open(ctx context.Context, cfg config.Config, filters *opened) (
 		}
 		for _, st := range s.fresh {
 			s.metrics.set("backend/"+st.cfg.Name, st.core.v.reg)
+		}
+		// Two must not ship one directory, and the set of members may close the old one later.
+		for name, st := range s.opened {
+			if n := next[name]; n == nil || n.core != st.core {
+				st.core.v.stopShipping(0)
+			}
+		}
+		for _, st := range next {
+			if st.core.v.loop != nil {
+				st.core.v.loop.Start()
+			}
 		}
 		// The set of members closes what is not in it any more.
 		s.opened, s.fresh = next, nil
@@ -275,6 +292,10 @@ func (s *stores) openOne(ctx context.Context, bc config.Backend) (*shared[*kerne
 	switch {
 	case bc.TSDB != nil:
 		c := tsdb.Config{Path: bc.TSDB.Path, ExternalLabels: labels.FromMap(bc.ExternalLabels), Retention: bc.TSDB.Retention}
+		if bc.TSDB.Ship != nil {
+			// The compactor of the bucket compacts, and would find the same samples twice.
+			c.Uncompacted, c.Keep = true, notShipped(bc.TSDB.Path, bc.TSDB.Ship.Compacted, log)
+		}
 		if bc.TSDB.ReadOnly {
 			st.b, err = openReadOnly(bc.Required, func() (*tsdb.Backend, error) { return tsdb.Open(c, log, reg) })
 		} else {
@@ -319,6 +340,13 @@ func (s *stores) openOne(ctx context.Context, bc config.Backend) (*shared[*kerne
 	}
 	if err != nil {
 		return nil, err
+	}
+	if c, dir := shipOf(bc); c != nil && s.ships {
+		if st.loop, err = s.openShipping(ctx, bc, c, dir, st.b, log, reg); err != nil {
+			return nil, errors.Join(err, end())
+		}
+		closeBackend := end
+		end = func() error { return errors.Join(st.loop.Close(), closeBackend()) }
 	}
 	return share(st, end), nil
 }
