@@ -31,8 +31,9 @@ integration: build ## Tests against real servers; .ci/run installs those (Debian
 	$(GO) test -tags integration -run 'Integration|Real' -count=1 -timeout 20m ./backends/... ./plugins/... ./bins/...
 
 .PHONY: build
-build: ## Build bin/promweave.
+build: ## Build bin/promweave and bin/promweave-reloader.
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/promweave ./bins/promweave
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/promweave-reloader ./bins/promweave-reloader
 
 .PHONY: check
 check: ## Format, vet, lint, generated code, tidy: what CI checks before it tests.

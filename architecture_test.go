@@ -196,7 +196,7 @@ var packageComment = regexp.MustCompile(`(?m)(^//.*\n|\*/\n)package \w+`)
 // untested are folders without tests of their own, each for a reason.
 var untested = []string{
 	// Mains of a few lines, run by the tests of plugins/registry and bins/promweave.
-	"bins/promweave", "bins/promweave-auth", "bins/promweave-label-rewrite", "bins/promweave-prometheus", "bins/promweave-tenancy", "bins/promweave-tsdb",
+	"bins/promweave", "bins/promweave-auth", "bins/promweave-label-rewrite", "bins/promweave-prometheus", "bins/promweave-reloader", "bins/promweave-tenancy", "bins/promweave-tsdb",
 	// Test doubles and suites, used by the tests of others.
 	"core/internal/fakestore", "sdk/storepb/internal/pbtest",
 	"plugins/carrier/carriertest", "plugins/carrier/carriertest/faultfilter", "plugins/carrier/carriertest/teststore",
