@@ -171,19 +171,103 @@ func TestShipReload(t *testing.T) {
 	}
 }
 
-// TestShipWritable: a database of our own is shipped under its external labels.
-func TestShipWritable(t *testing.T) {
+// TestShipOneAtATime: a backend that a running query still uses after a reload does not ship any more.
+func TestShipOneAtATime(t *testing.T) {
+	dir, bucket := t.TempDir(), t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "wal"), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	cfg := testConfig(t)
-	dir, bucket := cfg.Backends[0].TSDB.Path, t.TempDir()
-	id := oldBlock(t, dir, 1)
-	cfg.Backends[0].ExternalLabels = map[string]string{"cluster": "eu1"}
-	cfg.Backends[0].TSDB.Ship = shipTo(bucket, "")
-	s := start(t, Options{Load: func() (config.Config, error) { return cfg, nil }}, "http", plainClient())
-	shipped(t, bucket, id)
-	s.eventually("/metrics", `promweave_shipper_uploads_total{backend="local"} 1`)
-	data, err := os.ReadFile(filepath.Join(bucket, id.String(), "meta.json"))
-	if err != nil || !strings.Contains(string(data), `"cluster": "eu1"`) {
-		t.Errorf("%s, %v", data, err)
+	cfg.Plugins.Dir = t.TempDir()
+	ship := shipTo(bucket, dir)
+	cfg.Backends = []config.Backend{promBackend(fakeProm(t, "cluster: eu1", "2h"), ship)}
+	log, m := slog.New(slog.DiscardHandler), newMetrics()
+	f, err := newFilters(cfg.Plugins, log, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.close()
+	s := newStores(log, m, nil, f.registry)
+	s.ships = true
+	open := func() *store {
+		o, err := f.open(t.Context(), cfg, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.commit()
+		_, commit, err := s.open(t.Context(), cfg, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		commit()
+		st := s.opened["prom"]
+		t.Cleanup(func() {
+			if err := st.end(); err != nil {
+				t.Error(err)
+			}
+		})
+		return st
+	}
+	syncs := func(st *store) (n float64) {
+		families, err := st.core.v.reg.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			if f.GetName() == "promweave_shipper_dir_syncs_total" {
+				n = f.GetMetric()[0].GetCounter().GetValue()
+			}
+		}
+		return n
+	}
+	old := open()
+	shipped(t, bucket, oldBlock(t, dir, 1))
+	changed := *ship
+	changed.Concurrency = 2
+	cfg.Backends = []config.Backend{promBackend(cfg.Backends[0].Prometheus.URL, &changed)}
+	now := open()
+	before := syncs(old)
+	if before == 0 || old == now {
+		t.Fatal("the old one never shipped")
+	}
+	for deadline := time.Now().Add(20 * time.Second); syncs(now) < 3; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the new one does not ship")
+		}
+	}
+	if n := syncs(old); n != before {
+		t.Errorf("the old one went on: %v runs, then %v", before, n)
+	}
+}
+
+// TestShipTSDB: a database of our own, and the directory of somebody else's, are shipped under the
+// external labels of the backend, by who serves it and not by who only looks at it.
+func TestShipTSDB(t *testing.T) {
+	for _, readOnly := range []bool{false, true} {
+		cfg := testConfig(t)
+		dir, bucket := cfg.Backends[0].TSDB.Path, t.TempDir()
+		id := oldBlock(t, dir, 1)
+		cfg.Backends[0].ExternalLabels = map[string]string{"cluster": "eu1"}
+		cfg.Backends[0].TSDB.Ship = shipTo(bucket, "")
+		if cfg.Backends[0].TSDB.ReadOnly = readOnly; readOnly {
+			cfg.SelfScrape.Backend = ""
+		}
+		_, end, err := OpenBackend(t.Context(), cfg, "local", slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(200 * time.Millisecond) // a loop ships at once
+		end()
+		if entries, err := os.ReadDir(bucket); err != nil || len(entries) != 0 {
+			t.Errorf("somebody who only looked at it has shipped: %v %v", entries, err)
+		}
+		s := start(t, Options{Load: func() (config.Config, error) { return cfg, nil }}, "http", plainClient())
+		shipped(t, bucket, id)
+		s.eventually("/metrics", `promweave_shipper_uploads_total{backend="local"} 1`)
+		data, err := os.ReadFile(filepath.Join(bucket, id.String(), "meta.json"))
+		if err != nil || !strings.Contains(string(data), `"cluster": "eu1"`) {
+			t.Errorf("%s, %v", data, err)
+		}
 	}
 }
 
