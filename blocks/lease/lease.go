@@ -161,7 +161,7 @@ func (l *Lease) watch(ctx context.Context) error {
 }
 
 func (l *Lease) held(b *beat) error {
-	return fmt.Errorf("%w: %s there has the id %s, started %s; stop one of them, or give them shares with --selector.relabel-config; if the other one is gone, run again in %s",
+	return fmt.Errorf("%w: %s there has the id %s, started %s; stop one of them; if the other one is gone, run again in %s",
 		ErrHeld, l.cfg.Name, b.ID, b.Started.UTC().Format(time.RFC3339), l.cfg.Patience)
 }
 
