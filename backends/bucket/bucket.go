@@ -24,6 +24,8 @@ import (
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/thanos-io/objstore"
 
+	"github.com/promweave/promweave/backends/bucket/internal/block"
+	"github.com/promweave/promweave/backends/bucket/internal/steady"
 	"github.com/promweave/promweave/blocks/meta"
 	"github.com/promweave/promweave/sdk/backend"
 )
@@ -38,8 +40,11 @@ type Source interface {
 type Config struct {
 	// Dir is for index headers, and can be lost.
 	Dir string
-	// Concurrency is how many blocks are read at once by one request; 0 is 16.
+	// Concurrency is how many blocks are read at once by one request, and how many reads of the
+	// bucket run at once by all requests; 0 is 32.
 	Concurrency int
+	// MaxBytes is the most that one request may fetch of the bucket; 0 is any number.
+	MaxBytes int64
 	// HeaderIdle is how long an index header stays open without a use; 0 is five minutes.
 	HeaderIdle time.Duration
 }
@@ -68,7 +73,7 @@ func New(bkt objstore.BucketReader, src Source, cfg Config, log *slog.Logger) (*
 		return nil, errors.New("bucket: a directory for index headers is needed")
 	}
 	if cfg.Concurrency <= 0 {
-		cfg.Concurrency = 16
+		cfg.Concurrency = 32
 	}
 	if cfg.HeaderIdle <= 0 {
 		cfg.HeaderIdle = 5 * time.Minute
@@ -76,6 +81,7 @@ func New(bkt objstore.BucketReader, src Source, cfg Config, log *slog.Logger) (*
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
+	bkt = steady.New(bkt, steady.Config{Concurrency: cfg.Concurrency})
 	b := &Backend{bkt: bkt, src: src, cfg: cfg, log: log, stop: make(chan struct{}), done: make(chan struct{}), headers: newHeaders(bkt, cfg.Dir, cfg.HeaderIdle, log)}
 	go b.sweep()
 	return b, nil
@@ -109,6 +115,9 @@ func (b *Backend) Close() (err error) {
 	})
 	return err
 }
+
+// usage is what a request may cost.
+func (b *Backend) usage() *block.Usage { return &block.Usage{Most: b.cfg.MaxBytes} }
 
 // set are the blocks that have the same external labels.
 type set struct {

@@ -20,7 +20,7 @@ import (
 
 // LabelNames implements backend.Backend. The time range is honoured by block.
 func (b *Backend) LabelNames(ctx context.Context, req *backend.LabelNamesRequest) (*backend.Labels, error) {
-	t := &trouble{partial: req.PartialAllowed}
+	t, u := &trouble{partial: req.PartialAllowed}, b.usage()
 	var all []string
 	for _, s := range sets(b.src.Blocks()) {
 		unlimited := *req
@@ -30,7 +30,7 @@ func (b *Backend) LabelNames(ctx context.Context, req *backend.LabelNamesRequest
 				if len(rest) == 0 {
 					return h.LabelNames(), nil
 				}
-				return b.each(ctx, r, h, p, rest, func(ls labels.Labels, add func(string)) {
+				return b.each(ctx, u, r, h, p, rest, func(ls labels.Labels, add func(string)) {
 					ls.Range(func(l labels.Label) { add(l.Name) })
 				})
 			})
@@ -48,7 +48,7 @@ func (b *Backend) LabelValues(ctx context.Context, req *backend.LabelValuesReque
 	if req.Name == "" {
 		return nil, backend.Errorf(backend.ErrInvalid, "label values: the label name is empty; name a label")
 	}
-	t := &trouble{partial: req.PartialAllowed}
+	t, u := &trouble{partial: req.PartialAllowed}, b.usage()
 	var all []string
 	for _, s := range sets(b.src.Blocks()) {
 		unlimited := *req
@@ -67,7 +67,7 @@ func (b *Backend) LabelValues(ctx context.Context, req *backend.LabelValuesReque
 					})
 					return out, err
 				}
-				return b.each(ctx, r, h, p, rest, func(ls labels.Labels, add func(string)) {
+				return b.each(ctx, u, r, h, p, rest, func(ls labels.Labels, add func(string)) {
 					if v := ls.Get(req.Name); v != "" {
 						add(v)
 					}
@@ -76,7 +76,7 @@ func (b *Backend) LabelValues(ctx context.Context, req *backend.LabelValuesReque
 		}
 		exists := func(rest []*labels.Matcher) (bool, error) {
 			found, err := b.collect(ctx, parts, t, func(r *block.Reader, h *header.Reader, p part) ([]string, error) {
-				return b.each(ctx, r, h, p, rest, func(_ labels.Labels, add func(string)) { add("x") })
+				return b.each(ctx, u, r, h, p, rest, func(_ labels.Labels, add func(string)) { add("x") })
 			})
 			return len(found) > 0, err
 		}
@@ -123,8 +123,8 @@ func (b *Backend) collect(ctx context.Context, parts []part, t *trouble, from fu
 
 // each gives the label sets of series that match and have a chunk in the range to f, and returns
 // what that adds, each once.
-func (b *Backend) each(ctx context.Context, r *block.Reader, h *header.Reader, p part, ms []*labels.Matcher, f func(labels.Labels, func(string))) ([]string, error) {
-	u, symbols := &block.Usage{}, block.Symbols{}
+func (b *Backend) each(ctx context.Context, u *block.Usage, r *block.Reader, h *header.Reader, p part, ms []*labels.Matcher, f func(labels.Labels, func(string))) ([]string, error) {
+	symbols := block.Symbols{}
 	refs, err := r.Postings(ctx, h, u, ms)
 	if err != nil {
 		return nil, err

@@ -47,7 +47,7 @@ func (b *Backend) Series(ctx context.Context, req *backend.SeriesRequest) iter.S
 		defer cancel()
 		var seqs []iter.Seq2[*backend.Batch, error]
 		var levels [3]int
-		t := &trouble{partial: req.PartialAllowed}
+		t, u := &trouble{partial: req.PartialAllowed}, b.usage()
 		for _, s := range sets(b.src.Blocks()) {
 			rest, ok := shaping.SplitMatchers(s.ext, req.Matchers)
 			if !ok {
@@ -60,7 +60,7 @@ func (b *Backend) Series(ctx context.Context, req *backend.SeriesRequest) iter.S
 			for _, p := range parts {
 				levels[slices.Index(meta.Resolutions(), p.m.Resolution())]++
 			}
-			seqs = append(seqs, shaping.Extend(b.stored(ctx, req, rest, parts, t), s.ext, req.WithoutReplicaLabels))
+			seqs = append(seqs, shaping.Extend(b.stored(ctx, req, rest, parts, t, u), s.ext, req.WithoutReplicaLabels))
 		}
 		if said := levelsRead(req.MaxResolution, levels); said != "" && !yield(backend.NewNotices(backend.Notice{Text: said}), nil) {
 			return
@@ -75,7 +75,7 @@ func (b *Backend) Series(ctx context.Context, req *backend.SeriesRequest) iter.S
 }
 
 // stored streams the series of one set of external labels, in the order of their stored labels.
-func (b *Backend) stored(ctx context.Context, req *backend.SeriesRequest, ms []*labels.Matcher, parts []part, t *trouble) iter.Seq2[*backend.Batch, error] {
+func (b *Backend) stored(ctx context.Context, req *backend.SeriesRequest, ms []*labels.Matcher, parts []part, t *trouble, u *block.Usage) iter.Seq2[*backend.Batch, error] {
 	return func(yield func(*backend.Batch, error) bool) {
 		cursors := make([]*cursor, len(parts))
 		defer func() {
@@ -89,7 +89,7 @@ func (b *Backend) stored(ctx context.Context, req *backend.SeriesRequest, ms []*
 		g.SetLimit(b.cfg.Concurrency)
 		for i, p := range parts {
 			g.Go(func() error {
-				c, err := b.openCursor(gctx, req, ms, p)
+				c, err := b.openCursor(gctx, req, ms, p, u)
 				if err != nil {
 					return t.missing(ctx, p.m, err)
 				}
@@ -190,7 +190,7 @@ type cursor struct {
 	at     block.Series
 }
 
-func (b *Backend) openCursor(ctx context.Context, req *backend.SeriesRequest, ms []*labels.Matcher, p part) (_ *cursor, err error) {
+func (b *Backend) openCursor(ctx context.Context, req *backend.SeriesRequest, ms []*labels.Matcher, p part, u *block.Usage) (_ *cursor, err error) {
 	h, release, err := b.headers.acquire(ctx, p.m)
 	if err != nil {
 		return nil, err
@@ -200,7 +200,7 @@ func (b *Backend) openCursor(ctx context.Context, req *backend.SeriesRequest, ms
 			release()
 		}
 	}()
-	c := &cursor{part: p, r: block.NewReader(b.bkt, p.m), h: h, release: release, req: req, usage: &block.Usage{}, symbols: block.Symbols{}, step: firstSeries}
+	c := &cursor{part: p, r: block.NewReader(b.bkt, p.m), h: h, release: release, req: req, usage: u, symbols: block.Symbols{}, step: firstSeries}
 	if c.refs, err = c.r.Postings(ctx, h, c.usage, ms); err != nil {
 		return nil, err
 	}

@@ -29,6 +29,7 @@ import (
 	"github.com/promweave/promweave/backends/bucket/internal/header"
 	"github.com/promweave/promweave/blocks/aggregate"
 	"github.com/promweave/promweave/blocks/meta"
+	"github.com/promweave/promweave/sdk/backend"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -276,9 +277,10 @@ func TestBroken(t *testing.T) {
 			t.Errorf("%s: a failure is not seen", object)
 		}
 	}
-	limit := errors.New("too much")
-	u := &block.Usage{Charge: func(int64) error { return limit }}
-	if _, err := ours(t, block.NewReader(bkt, m), h, u, math.MinInt64, math.MaxInt64, every); !errors.Is(err, limit) || u.Requests.Load() > 0 {
-		t.Errorf("limit: %v after %d requests", err, u.Requests.Load())
+	for _, most := range []int64{1, 1000} {
+		u := &block.Usage{Most: most}
+		if _, err := ours(t, block.NewReader(bkt, m), h, u, math.MinInt64, math.MaxInt64, every); !errors.Is(err, backend.ErrLimit) || u.Bytes.Load() > most {
+			t.Errorf("of at most %d bytes %d are fetched: %v", most, u.Bytes.Load(), err)
+		}
 	}
 }

@@ -6,13 +6,14 @@ package block
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/promweave/promweave/sdk/backend"
 )
 
 // Bucket is what is read of a bucket here.
@@ -24,8 +25,18 @@ type Bucket interface {
 // Usage is what the reads of a request cost. It is safe for concurrent use.
 type Usage struct {
 	Requests, Bytes atomic.Int64
-	// Charge, if not nil, is asked before bytes are fetched; an error ends the request.
-	Charge func(bytes int64) error
+	// Most is the most bytes that may be fetched, 0 for any number. It acts before they are: they
+	// count once they are asked for.
+	Most  int64
+	asked atomic.Int64
+}
+
+// charge counts bytes that are about to be fetched.
+func (u *Usage) charge(n int64) error {
+	if sum := u.asked.Add(n); u.Most > 0 && sum > u.Most {
+		return backend.Errorf(backend.ErrLimit, "the request would fetch more than %d bytes of the bucket, which max_request_bytes allows; ask for fewer series, or for less time", u.Most)
+	}
+	return nil
 }
 
 // maxGap is how many bytes that nobody wants are read to save a request: a request costs
@@ -78,14 +89,12 @@ func (p *pieces) from(off int64) []byte {
 func object(ctx context.Context, bkt Bucket, u *Usage, name string, spans []span) (*pieces, error) {
 	p := &pieces{spans: coalesce(spans)}
 	p.data = make([][]byte, len(p.spans))
-	if u.Charge != nil {
-		var n int64
-		for _, s := range p.spans {
-			n += s.to - s.from
-		}
-		if err := u.Charge(n); err != nil {
-			return nil, err
-		}
+	var n int64
+	for _, s := range p.spans {
+		n += s.to - s.from
+	}
+	if err := u.charge(n); err != nil {
+		return nil, err
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(parallel)
@@ -122,7 +131,7 @@ func get(ctx context.Context, bkt Bucket, u *Usage, name string, s span) (_ []by
 	// A length that is broken asks for up to 2 GiB: memory is taken for what comes.
 	n := s.to - s.from
 	b := bytes.NewBuffer(make([]byte, 0, min(n, mostAtOnce)+bytes.MinRead))
-	if _, err := b.ReadFrom(io.LimitReader(r, n)); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+	if _, err := b.ReadFrom(io.LimitReader(r, n)); err != nil {
 		return nil, err
 	}
 	u.Bytes.Add(int64(b.Len()))

@@ -29,6 +29,8 @@ type Config struct {
 	SyncInterval time.Duration
 	Policy       view.Policy
 	Concurrency  int
+	// MaxBytes is the most that one request may fetch; 0 is any number.
+	MaxBytes int64
 }
 
 // Store is the backend over the blocks of a bucket as they are.
@@ -79,7 +81,7 @@ func Open(ctx context.Context, bkt objstore.Bucket, cfg Config, log *slog.Logger
 	if err := s.look(look); err != nil {
 		return nil, err
 	}
-	s.Backend, err = bucket.New(bkt, s, bucket.Config{Dir: filepath.Join(cfg.Dir, "headers"), Concurrency: cfg.Concurrency}, log)
+	s.Backend, err = bucket.New(bkt, s, bucket.Config{Dir: filepath.Join(cfg.Dir, "headers"), Concurrency: cfg.Concurrency, MaxBytes: cfg.MaxBytes}, log)
 	if err != nil {
 		return nil, err
 	}

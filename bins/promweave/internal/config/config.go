@@ -207,7 +207,8 @@ type Bucket struct {
 	// ConsistencyDelay hides fresh uploads.
 	ConsistencyDelay        time.Duration `koanf:"consistency_delay" doc:"age from which an uploaded block is used; for providers whose listings lag behind"`
 	IgnoreDeletionMarkDelay time.Duration `koanf:"ignore_deletion_marks_delay" doc:"time after which a block that is marked for deletion is not used any more"`
-	Concurrency             int           `koanf:"concurrency" doc:"most requests to the bucket at once"`
+	Concurrency             int           `koanf:"concurrency" doc:"most reads of the bucket at once, by all queries together, and by a look at which blocks there are"`
+	MaxRequestBytes         int64         `koanf:"max_request_bytes" doc:"most bytes of the bucket that one request may fetch; 0 is any number"`
 }
 
 // DefaultBucket has what a bucket has if nothing is said.

@@ -250,6 +250,9 @@ func validateBucket(b *Bucket, at string, l *loader) {
 	if b.Concurrency < 1 {
 		l.bad(at+".concurrency", "must be 1 or more")
 	}
+	if b.MaxRequestBytes < 0 {
+		l.bad(at+".max_request_bytes", "must not be negative; 0 is any number")
+	}
 }
 
 func validateObjstore(raw Raw, at string, l *loader) {

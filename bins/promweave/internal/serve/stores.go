@@ -367,7 +367,7 @@ func (s *stores) openBucket(ctx context.Context, bc config.Backend, log *slog.Lo
 			return nil, nil, err
 		}
 		b, err := bucketstore.Open(ctx, bkt, bucketstore.Config{
-			Dir: c.DataDir, SyncInterval: c.SyncInterval, Concurrency: c.Concurrency,
+			Dir: c.DataDir, SyncInterval: c.SyncInterval, Concurrency: c.Concurrency, MaxBytes: c.MaxRequestBytes,
 			Policy: view.Policy{ConsistencyDelay: c.ConsistencyDelay, DeletionDelay: c.IgnoreDeletionMarkDelay},
 		}, log)
 		if err != nil {
