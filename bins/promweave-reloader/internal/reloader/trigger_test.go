@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -62,6 +63,10 @@ func TestPost(t *testing.T) {
 func child(t *testing.T) *exec.Cmd {
 	t.Helper()
 	c := exec.Command("sleep", "60")
+	// Under nohup the signal is ignored, and would be by the child; one that is caught is not.
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, syscall.SIGHUP)
+	defer signal.Stop(caught)
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
