@@ -74,15 +74,20 @@ type reader struct {
 	closed    bool
 }
 
+// tried is how long an attempt takes that a provider's client has repeated itself, with pauses:
+// to do all that again only makes a store that is down slower to notice.
+const tried = time.Second
+
 // open begins to read at off, as often as is allowed.
 func (r *reader) open() error {
 	for {
+		began := time.Now()
 		now, err := r.b.BucketReader.GetRange(r.ctx, r.name, r.off, r.left)
 		if err == nil {
 			r.now = now
 			return nil
 		}
-		if !r.again(err) {
+		if time.Since(began) >= tried || !r.again(err) {
 			return err
 		}
 	}
@@ -116,7 +121,7 @@ func (r *reader) Read(p []byte) (int, error) {
 			r.left = max(0, r.left-int64(n))
 		}
 		switch {
-		case err == nil, errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF):
+		case err == nil, errors.Is(err, io.EOF):
 			return n, err
 		case n > 0:
 			return n, nil // the next call finds the error again, or goes on

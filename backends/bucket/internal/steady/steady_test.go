@@ -142,6 +142,18 @@ func TestFinal(t *testing.T) {
 	})
 }
 
+// TestTried: what the provider's client has tried for long is not tried again on top of that.
+func TestTried(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := open(t)
+		f.took = 3 * time.Second
+		f.refuse.Store(100)
+		if _, err := read(t.Context(), New(f, Config{}), "x", 0, 1); !errors.Is(err, errThrottled) || f.requests.Load() != 1 {
+			t.Errorf("%v, %d requests", err, f.requests.Load())
+		}
+	})
+}
+
 // TestAtOnce: no more reads run at once than is allowed, and all get their turn.
 func TestAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
