@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/oklog/ulid/v2"
-	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/spf13/cobra"
 	"github.com/thanos-io/objstore"
@@ -28,17 +27,6 @@ import (
 	"github.com/promweave/promweave/blocks/view"
 	"github.com/promweave/promweave/core/syntax"
 )
-
-// duration is a flag as Prometheus writes durations: 30d, 1h30m; 0 is none.
-type duration time.Duration
-
-func (d *duration) String() string { return model.Duration(*d).String() }
-func (d *duration) Type() string   { return "duration" }
-func (d *duration) Set(s string) error {
-	x, err := model.ParseDuration(s)
-	*d = duration(x)
-	return err
-}
 
 // Command is promweave bucket.
 func Command(c *console.Console) *cobra.Command {
@@ -55,13 +43,13 @@ func Command(c *console.Console) *cobra.Command {
 type common struct {
 	c       *console.Console
 	bucket  bucketclient.Flags
-	timeout duration
+	timeout console.Duration
 	output  string
 }
 
 // add adds them; timeout is the default, 0 for what may take hours.
 func (f *common) add(cmd *cobra.Command, timeout time.Duration, outputs ...string) {
-	f.timeout = duration(timeout)
+	f.timeout = console.Duration(timeout)
 	f.bucket.AddFlags(cmd.Flags(), "objstore", "the bucket")
 	cmd.Flags().Var(&f.timeout, "timeout", "how long all of it may take; 0 is for ever")
 	console.OutputFlag(cmd, &f.output, append([]string{"text", "json", "yaml"}, outputs...)...)

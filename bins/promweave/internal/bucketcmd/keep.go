@@ -119,8 +119,8 @@ func cleanupCmd(c *console.Console) *cobra.Command {
 	var (
 		f       = &common{c: c}
 		d       = compact.DefaultConfig("")
-		delay   = duration(d.DeleteDelay)
-		partial = duration(d.PartialAge)
+		delay   = console.Duration(d.DeleteDelay)
+		partial = console.Duration(d.PartialAge)
 		dry     bool
 	)
 	cmd := &cobra.Command{
@@ -197,7 +197,7 @@ func clean(ctx context.Context, c *console.Console, bkt objstore.Bucket, v *view
 func retentionCmd(c *console.Console) *cobra.Command {
 	var (
 		f               = &common{c: c}
-		raw, five, hour duration
+		raw, five, hour console.Duration
 		dry             bool
 	)
 	cmd := &cobra.Command{

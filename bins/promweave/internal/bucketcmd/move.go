@@ -165,7 +165,7 @@ func replicateCmd(c *console.Console) *cobra.Command {
 		choose      choice
 		resolutions []string
 		levels      []int
-		wait        duration
+		wait        console.Duration
 		single, dry bool
 	)
 	cmd := &cobra.Command{

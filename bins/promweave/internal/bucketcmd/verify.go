@@ -20,6 +20,7 @@ import (
 	"github.com/thanos-io/objstore"
 
 	"github.com/promweave/promweave/bins/promweave/internal/console"
+	"github.com/promweave/promweave/blocks/lease"
 	"github.com/promweave/promweave/blocks/meta"
 	"github.com/promweave/promweave/blocks/transfer"
 	"github.com/promweave/promweave/blocks/verify"
@@ -163,7 +164,8 @@ func (f *verifier) run(ctx context.Context, v *view.View, choose *choice) error 
 	}
 	if f.wants(issueStray) && len(choose.chosen) == 0 {
 		err := f.bkt.Iter(ctx, "", func(name string) error {
-			if _, ok := meta.IDFromName(name); !ok && strings.TrimSuffix(name, "/") != "debug" {
+			// A compactor that is at work has its lease there.
+			if _, ok := meta.IDFromName(name); !ok && name != lease.Name && strings.TrimSuffix(name, "/") != "debug" {
 				f.out.add(name, issueStray, "no reader looks at it; remove it if nobody needs it", "it belongs to no block")
 			}
 			return nil

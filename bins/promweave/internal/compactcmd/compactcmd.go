@@ -14,7 +14,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/common/model"
 	"github.com/prometheus/common/promslog"
 	"github.com/spf13/cobra"
 
@@ -25,25 +24,14 @@ import (
 	"github.com/promweave/promweave/core/dedup"
 )
 
-// duration is a flag as Prometheus writes durations: 30d, 1h30m; 0 is none.
-type duration time.Duration
-
-func (d *duration) String() string { return model.Duration(*d).String() }
-func (d *duration) Type() string   { return "duration" }
-func (d *duration) Set(s string) error {
-	x, err := model.ParseDuration(s)
-	*d = duration(x)
-	return err
-}
-
 type flags struct {
 	bucket                   bucketclient.Flags
 	dir, http                string
 	wait                     bool
-	waitInterval             duration
-	consistency, deleteDelay duration
-	partial                  duration
-	raw, five, hour          duration
+	waitInterval             console.Duration
+	consistency, deleteDelay console.Duration
+	partial                  console.Duration
+	raw, five, hour          console.Duration
 	noDownsampling, vertical bool
 	replicaLabels            []string
 	dedup                    string
@@ -55,8 +43,8 @@ type flags struct {
 func Command(c *console.Console) *cobra.Command {
 	d := compact.DefaultConfig("")
 	f := &flags{
-		waitInterval: duration(5 * time.Minute), consistency: duration(d.Policy.ConsistencyDelay),
-		deleteDelay: duration(d.DeleteDelay), partial: duration(d.PartialAge),
+		waitInterval: console.Duration(5 * time.Minute), consistency: console.Duration(d.Policy.ConsistencyDelay),
+		deleteDelay: console.Duration(d.DeleteDelay), partial: console.Duration(d.PartialAge),
 	}
 	cmd := &cobra.Command{
 		Use:   "compact --objstore.config-file FILE",
@@ -144,10 +132,6 @@ func (s *summary) text(w io.Writer) error {
 	return nil
 }
 
-// idle is how many passes in a row without work end a run: the first may have marked or deleted
-// what only the next one sees.
-const idle = 1
-
 func (f *flags) run(cmd *cobra.Command, c *console.Console) error {
 	if f.deleteDelay > 0 && f.deleteDelay < f.consistency {
 		return console.Usage(cmd, "--delete-delay %s is less than --consistency-delay %s: blocks would go before others see what replaces them", &f.deleteDelay, &f.consistency)
@@ -206,7 +190,6 @@ func (f *flags) run(cmd *cobra.Command, c *console.Console) error {
 
 // loop makes passes, and keeps those of the last one's problems: one that is mended is none.
 func (f *flags) loop(ctx context.Context, a *alone, cc *compact.Compactor, log *slog.Logger, s *summary) error {
-	quiet := 0
 	said := map[problem]bool{}
 	for {
 		d := &compact.Done{}
@@ -230,14 +213,10 @@ func (f *flags) loop(ctx context.Context, a *alone, cc *compact.Compactor, log *
 		}
 		said = now
 		if err == nil && d.More() {
-			quiet = 0
 			continue
-		}
-		if quiet++; !f.wait && quiet >= idle {
-			return nil
 		}
 		if !f.wait {
-			continue
+			return nil
 		}
 		select {
 		case <-ctx.Done():

@@ -13,6 +13,7 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/prometheus/common/model"
 	"github.com/spf13/cobra"
 	"gopkg.in/yaml.v3"
 )
@@ -132,4 +133,20 @@ func Clean(s string) string {
 		}
 		return r
 	}, s)
+}
+
+// Duration is a flag as Prometheus writes durations: 30d, 1h30m; 0 is none.
+type Duration time.Duration
+
+// String implements pflag.Value.
+func (d *Duration) String() string { return model.Duration(*d).String() }
+
+// Type implements pflag.Value.
+func (d *Duration) Type() string { return "duration" }
+
+// Set implements pflag.Value.
+func (d *Duration) Set(s string) error {
+	x, err := model.ParseDuration(s)
+	*d = Duration(x)
+	return err
 }
